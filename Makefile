@@ -1,0 +1,70 @@
+# pg_accord
+#
+# For users:       make && make install          (PG_CONFIG=... picks the PostgreSQL)
+# For developers:  make test       everything, in a private copy; nothing on the machine is touched
+#                  make lint       the house rules
+#                  make indent     formats src/ (make check-format only looks)
+#                  make bench      the measurements
+#                  make demo       the demonstration
+# The install script is made of the parts in sql/, in the order of their numbers.
+
+all:
+
+EXTENSION = pg_accord
+MODULE_big = pg_accord
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+DATA_built = pg_accord--1.0.sql
+DATA = $(wildcard pg_accord--*--*.sql)
+
+CURL_CFLAGS := $(shell pkg-config --cflags libcurl 2>/dev/null || curl-config --cflags)
+CURL_LIBS := $(shell pkg-config --libs libcurl 2>/dev/null || curl-config --libs)
+
+PG_CPPFLAGS = $(CURL_CFLAGS)
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
+# PostgreSQL 15 loads libraries RTLD_GLOBAL: without this a function of ours that is named like one of the server's is
+# replaced by it, inside our own library.
+SHLIB_LINK = $(CURL_LIBS) -Wl,-Bsymbolic-functions
+
+# These need a running server with shared_preload_libraries = 'pg_accord'; test/run makes one.
+REGRESS := $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
+REGRESS_OPTS = --inputdir=test
+ISOLATION := $(patsubst test/specs/%.spec,%,$(sort $(wildcard test/specs/*.spec)))
+ISOLATION_OPTS = --inputdir=test --outputdir=.
+PROVE_TESTS := $(sort $(wildcard test/t/*.pl))
+PROVE_FLAGS = -I test/lib
+TAP_TESTS := $(if $(PROVE_TESTS),1)
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+else
+# `make test` installs what is missing; everything else needs it now.
+all install installcheck:
+	@echo 'PostgreSQL server development files are missing (Debian: postgresql-server-dev-15)' >&2; exit 1
+endif
+
+$(OBJS): $(wildcard src/*.h) Makefile
+
+pg_accord--1.0.sql: $(sort $(wildcard sql/[0-9]*.sql))
+	cat $^ > $@
+
+test:
+	test/run
+
+demo:
+	examples/demo/run
+
+bench:
+	test/bench/run
+
+lint: all
+	test/lint/run
+
+indent:
+	test/indent
+
+check-format:
+	test/indent --check
+
+.PHONY: all test demo bench lint indent check-format

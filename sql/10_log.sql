@@ -1,0 +1,90 @@
+-- log: the events, the commits that made them visible, and how both are read in commit order.
+
+-- Numbers.
+--   tx_seq      names a transaction that wrote events (drawn at its first event)
+--   commit_seq  orders them (drawn at its commit); a reader's cursor is one of these
+--   log_slot    how often the ring of event_log and commit_log has moved on; modulo 8 it is the current slot
+CREATE SEQUENCE accord.tx_seq AS bigint;
+CREATE SEQUENCE accord.commit_seq AS bigint;
+CREATE SEQUENCE accord.log_slot AS bigint MINVALUE 0 START 0;
+SELECT pg_catalog.setval('accord.log_slot', 0);
+
+-- event_log: one row per change, for good (until retention).
+--   tx_id, ord       the transaction that wrote it, and the place within it
+--   slot             the ring's partition
+--   event_id         UUID version 7; also the idempotency key every channel sees
+--   occurred_at      when it happened, by its author's clock; recorded_at: when it was written, by ours
+--   deliver_at       not to be sent before
+--   topic, key, op   what it is about; one key's events reach a channel in commit order
+--   source           who caused it: null for the application itself, else the channel it came from
+--   account          the customer's connection it concerns
+--   channels         explicit address; null: the routes decide
+--   payload, before  after image or message; for an update, the old values of the changed columns
+--   headers          HTTP headers to send along
+CREATE TABLE accord.event_log (
+    tx_id bigint NOT NULL,
+    ord integer NOT NULL,
+    slot smallint NOT NULL,
+    event_id uuid NOT NULL,
+    occurred_at timestamptz NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    deliver_at timestamptz,
+    topic text NOT NULL CHECK (topic <> ''),
+    key text,
+    op text NOT NULL CHECK (op IN ('insert', 'update', 'delete', 'truncate', 'event')),
+    source text,
+    account text,
+    channels text[],
+    idempotency_key text,
+    payload jsonb,
+    before jsonb,
+    headers jsonb,
+    PRIMARY KEY (tx_id, ord, slot)
+) PARTITION BY LIST (slot);
+
+-- commit_log: one row per transaction that wrote events, in commit order.
+CREATE TABLE accord.commit_log (
+    seq bigint NOT NULL,
+    tx_id bigint NOT NULL,
+    committed_at timestamptz NOT NULL,
+    role oid NOT NULL,
+    events integer NOT NULL,
+    slot smallint NOT NULL,
+    actor text,
+    application_name text,
+    client_addr inet,
+    reason text,
+    correlation_id text,
+    PRIMARY KEY (seq, slot)
+) PARTITION BY LIST (slot);
+
+-- A fixed ring: partitions made at run time would be DDL on the hot path and would not be extension members.
+DO $$
+BEGIN
+    FOR s IN 0..7 LOOP
+        EXECUTE pg_catalog.format('CREATE TABLE accord.event_log_%s PARTITION OF accord.event_log FOR VALUES IN (%s)', s, s);
+        EXECUTE pg_catalog.format('CREATE INDEX event_log_%s_event_id ON accord.event_log_%s USING brin (event_id) WITH (pages_per_range = 32, autosummarize = on)', s, s);
+        EXECUTE pg_catalog.format('CREATE TABLE accord.commit_log_%s PARTITION OF accord.commit_log FOR VALUES IN (%s)', s, s);
+        EXECUTE pg_catalog.format('CREATE INDEX commit_log_%s_tx_id ON accord.commit_log_%s USING brin (tx_id) WITH (pages_per_range = 32, autosummarize = on)', s, s);
+    END LOOP;
+END
+$$;
+
+-- The guard: rows of a log are for good. ENABLE ALWAYS, so that session_replication_role does not open it.
+CREATE FUNCTION accord.log_guard() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'accord_log_guard';
+COMMENT ON FUNCTION accord.log_guard() IS 'trigger: refuses UPDATE, DELETE and TRUNCATE of a log, and INSERTs that did not come through accord.outbox';
+
+CREATE FUNCTION accord.safe_seq() RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'accord_safe_seq';
+COMMENT ON FUNCTION accord.safe_seq() IS 'the highest commit number up to which every commit is visible to a snapshot taken after this call';
+
+CREATE FUNCTION accord.read(after_seq bigint, max integer DEFAULT 1000,
+    OUT seq bigint, OUT committed_at timestamptz, OUT tx_id bigint, OUT ord integer, OUT event_id uuid,
+    OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
+    OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz,
+    OUT deliver_at timestamptz, OUT channels text[], OUT idempotency_key text, OUT headers jsonb,
+    OUT actor text, OUT reason text, OUT correlation_id text)
+    RETURNS SETOF record
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 1000 AS 'MODULE_PATHNAME', 'accord_read';
+COMMENT ON FUNCTION accord.read(bigint, integer) IS 'events committed after after_seq, in commit order and in whole transactions, until at least max events are returned; none is ever missed by a reader that remembers the last seq it saw';

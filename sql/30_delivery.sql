@@ -1,0 +1,126 @@
+-- delivery: what was tried, what is owed beside the log, and how far each dispatcher has come.
+-- All of it is written by the dispatchers alone.
+
+CREATE SEQUENCE accord.attempt_slot AS bigint MINVALUE 0 START 0;
+CREATE SEQUENCE accord.backlog_slot AS bigint MINVALUE 0 START 0;
+SELECT pg_catalog.setval('accord.attempt_slot', 0), pg_catalog.setval('accord.backlog_slot', 0);
+
+-- The persisted positions, one per dispatcher, and the number of dispatchers they belong to. Sequences, because a row
+-- updated for every batch decays under a held snapshot.
+CREATE SEQUENCE accord.dispatcher_count AS bigint MINVALUE 0 START 0;
+SELECT pg_catalog.setval('accord.dispatcher_count', 0);
+DO $$
+BEGIN
+    FOR d IN 0..15 LOOP
+        EXECUTE pg_catalog.format('CREATE SEQUENCE accord.position_%s AS bigint MINVALUE 0 START 0', d);
+        PERFORM pg_catalog.setval(pg_catalog.format('accord.position_%s', d)::pg_catalog.regclass, 0);
+    END LOOP;
+END
+$$;
+
+-- attempt_log: one row per HTTP attempt, and per event that was settled without one.
+--   seq, ord       the event: its transaction's place in the commit order, and its place therein
+--   outcome        what was concluded (README, "Outcomes")
+--   sent           how far the request got: no (not sent), unknown (sent, no answer), yes (answered)
+CREATE TABLE accord.attempt_log (
+    seq bigint NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    ord integer NOT NULL,
+    attempt integer NOT NULL,
+    duration_ms real,
+    slot smallint NOT NULL,
+    status smallint,
+    channel text NOT NULL,
+    account text NOT NULL,
+    outcome text NOT NULL,
+    sent text,
+    error text,
+    response text,
+    request_id text
+) PARTITION BY LIST (slot);
+
+-- backlog_log: the states a delivery passed through once it became an exception; the highest version counts.
+--   owed_since     when it was committed, due for the first time, or replayed: what max_age counts from
+--   attempted_at   its first attempt; due_at: not to be tried before
+--   decided_by     the commit number of the redeliver() or discard() that brought it here
+--   request        of a command: the request as first made, to be repeated to the letter
+-- Appended, never updated: a row updated for every retry decays under a held snapshot.
+CREATE TABLE accord.backlog_log (
+    seq bigint NOT NULL,
+    tx_id bigint NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    owed_since timestamptz NOT NULL,
+    attempted_at timestamptz,
+    due_at timestamptz,
+    route bigint,
+    decided_by bigint,
+    ord integer NOT NULL,
+    version integer NOT NULL,
+    attempts integer NOT NULL,
+    slot smallint NOT NULL,
+    event_slot smallint NOT NULL,
+    channel text NOT NULL,
+    account text NOT NULL,
+    key text,
+    state text NOT NULL CHECK (state IN ('scheduled', 'sending', 'retrying', 'replayed', 'held', 'dead', 'delivered', 'skipped', 'discarded')),
+    error text,
+    request jsonb
+) PARTITION BY LIST (slot);
+CREATE INDEX backlog_log_delivery ON accord.backlog_log (channel, account, seq, ord, version);
+
+-- cursor_log: how far an endpoint has come that lags behind its dispatcher's position; the highest version counts,
+-- everything up to event ord of transaction seq is settled; a null seq means that it no longer lags.
+CREATE TABLE accord.cursor_log (
+    version bigint NOT NULL,
+    seq bigint,
+    recorded_at timestamptz NOT NULL,
+    ord integer,
+    slot smallint NOT NULL,
+    channel text NOT NULL,
+    account text NOT NULL
+) PARTITION BY LIST (slot);
+CREATE INDEX cursor_log_endpoint ON accord.cursor_log (channel, account, version);
+
+DO $$
+BEGIN
+    FOR s IN 0..7 LOOP
+        EXECUTE pg_catalog.format('CREATE TABLE accord.attempt_log_%s PARTITION OF accord.attempt_log FOR VALUES IN (%s)', s, s);
+        EXECUTE pg_catalog.format('CREATE INDEX attempt_log_%s_seq ON accord.attempt_log_%s USING brin (seq, recorded_at) WITH (pages_per_range = 32, autosummarize = on)', s, s);
+    END LOOP;
+    FOR s IN 0..3 LOOP
+        EXECUTE pg_catalog.format('CREATE TABLE accord.backlog_log_%s PARTITION OF accord.backlog_log FOR VALUES IN (%s)', s, s);
+        EXECUTE pg_catalog.format('CREATE TABLE accord.cursor_log_%s PARTITION OF accord.cursor_log FOR VALUES IN (%s)', s, s);
+    END LOOP;
+END
+$$;
+
+-- identity: the databases this data has been dispatched from. More than one, or another one: it is a copy, and silent.
+CREATE TABLE accord.identity (
+    system_identifier bigint NOT NULL,
+    database oid NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON accord.identity
+    FOR EACH STATEMENT EXECUTE FUNCTION accord.config_changed();
+ALTER TABLE accord.identity ENABLE ALWAYS TRIGGER config_changed;
+
+DO $$
+DECLARE
+    t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log'] LOOP
+        EXECUTE pg_catalog.format('CREATE TRIGGER log_guard BEFORE INSERT OR UPDATE OR DELETE ON accord.%I FOR EACH ROW EXECUTE FUNCTION accord.log_guard()', t);
+        EXECUTE pg_catalog.format('CREATE TRIGGER log_guard_truncate BEFORE TRUNCATE ON accord.%I FOR EACH STATEMENT EXECUTE FUNCTION accord.log_guard()', t);
+    END LOOP;
+    -- A trigger's enabled state is not inherited by partitions, and statement triggers are not cloned at all.
+    FOR t IN SELECT c.relname FROM pg_catalog.pg_class c
+             WHERE c.relnamespace = 'accord'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p')
+               AND c.relname ~ '^(event|commit|attempt|backlog|cursor)_log(_[0-9]+)?$' LOOP
+        IF t ~ '_[0-9]+$' THEN
+            EXECUTE pg_catalog.format('CREATE TRIGGER log_guard_truncate BEFORE TRUNCATE ON accord.%I FOR EACH STATEMENT EXECUTE FUNCTION accord.log_guard()', t);
+        END IF;
+        EXECUTE pg_catalog.format('ALTER TABLE accord.%I ENABLE ALWAYS TRIGGER log_guard', t);
+        EXECUTE pg_catalog.format('ALTER TABLE accord.%I ENABLE ALWAYS TRIGGER log_guard_truncate', t);
+    END LOOP;
+END
+$$;

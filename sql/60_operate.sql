@@ -1,0 +1,145 @@
+-- operate: what a person does: redeliver, discard, adopt.
+
+-- The backlog as it stands: the highest version of each delivery, as long as somebody must still do something.
+CREATE VIEW accord.backlog AS
+    SELECT b.seq, b.ord, b.channel, nullif(b.account, '') AS account, b.key, b.state, b.attempts,
+           b.owed_since, b.attempted_at, b.due_at, b.recorded_at AS since, b.error, b.route, b.decided_by,
+           b.tx_id, b.event_slot
+    FROM (SELECT DISTINCT ON (l.channel, l.account, l.seq, l.ord) l.*
+          FROM accord.backlog_log l
+          ORDER BY l.channel, l.account, l.seq, l.ord, l.version DESC) b
+    WHERE b.state IN ('scheduled', 'sending', 'retrying', 'replayed', 'held', 'dead');
+COMMENT ON VIEW accord.backlog IS 'deliveries that are exceptions, as they stand: scheduled, sending, retrying, replayed, held or dead';
+
+CREATE VIEW accord.dead_letter AS
+    SELECT e.event_id, b.channel, b.account, e.topic, e.key, e.op, b.attempts, b.error, b.since AS died_at,
+           b.owed_since, e.payload, b.seq, b.ord
+    FROM accord.backlog b
+    LEFT JOIN accord.event_log e ON e.slot = b.event_slot AND e.tx_id = b.tx_id AND e.ord = b.ord
+    WHERE b.state = 'dead';
+COMMENT ON VIEW accord.dead_letter IS 'deliveries that were given up, with the reason; see accord.redeliver() and accord.discard()';
+
+-- Decisions are events: they take effect at commit, once, and in order, by the dispatcher that owns the endpoint.
+CREATE FUNCTION accord.control_append(topic text, payload jsonb) RETURNS void
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'accord_control_append';
+COMMENT ON FUNCTION accord.control_append(text, jsonb) IS 'internal: appends a decision about deliveries to the log';
+
+CREATE FUNCTION accord.decide(topic text, selection jsonb[], reason text) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    total bigint := coalesce(array_length(selection, 1), 0);
+    chunk jsonb;
+BEGIN
+    FOR i IN 0 .. (total - 1) / 200 LOOP
+        EXIT WHEN total = 0;
+        SELECT jsonb_agg(d) INTO chunk FROM unnest(selection[i * 200 + 1 : (i + 1) * 200]) AS d;
+        PERFORM accord.control_append(topic, jsonb_build_object('deliveries', chunk, 'reason', reason));
+    END LOOP;
+    RETURN total;
+END
+$$;
+COMMENT ON FUNCTION accord.decide(text, jsonb[], text) IS 'internal: writes a selection of deliveries as decisions, 200 to an event';
+
+CREATE FUNCTION accord.select_deliveries(channel text, account text, topic text, key text, state text, error text,
+                                         since timestamptz, until timestamptz) RETURNS jsonb[]
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(jsonb_build_array(b.seq, b.ord, b.event_slot, b.tx_id, b.channel, coalesce(b.account, ''))
+                     ORDER BY b.seq, b.ord)
+    FROM accord.backlog b
+    LEFT JOIN accord.event_log e ON e.slot = b.event_slot AND e.tx_id = b.tx_id AND e.ord = b.ord
+    WHERE b.channel = select_deliveries.channel
+      AND (select_deliveries.account IS NULL OR b.account IS NOT DISTINCT FROM nullif(select_deliveries.account, ''))
+      AND (select_deliveries.topic IS NULL OR e.topic LIKE replace(replace(replace(replace(select_deliveries.topic,
+               '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'))
+      AND (select_deliveries.key IS NULL OR b.key = select_deliveries.key)
+      AND b.state = select_deliveries.state
+      AND (select_deliveries.error IS NULL OR b.error LIKE select_deliveries.error)
+      AND (select_deliveries.since IS NULL OR b.since >= select_deliveries.since)
+      AND (select_deliveries.until IS NULL OR b.since < select_deliveries.until)
+$$;
+COMMENT ON FUNCTION accord.select_deliveries(text, text, text, text, text, text, timestamptz, timestamptz) IS 'internal: the deliveries of the backlog that redeliver() and discard() are asked for';
+
+CREATE FUNCTION accord.check_state(state text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF state IS NULL OR state NOT IN ('scheduled', 'sending', 'retrying', 'replayed', 'held', 'dead') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('no delivery in the backlog is in state "%s"', state),
+            HINT = 'Give one of scheduled, sending, retrying, replayed, held, dead.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION accord.check_state(text) IS 'internal: raises unless the word is a state of the backlog';
+
+CREATE FUNCTION accord.redeliver(channel text, account text DEFAULT NULL, topic text DEFAULT NULL,
+                                 key text DEFAULT NULL, state text DEFAULT 'dead', error text DEFAULT NULL,
+                                 since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL,
+                                 reason text DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM accord.check_state(state);
+    RETURN accord.decide('accord.redeliver', accord.select_deliveries(channel, account, topic, key, state, error,
+                                                                      since, until), reason);
+END
+$$;
+COMMENT ON FUNCTION accord.redeliver(text, text, text, text, text, text, timestamptz, timestamptz, text) IS 'owes deliveries of the backlog again, at commit: by default a channel''s dead letters; topic may hold *, error is a LIKE pattern, since and until bound when they got into that state. Returns how many';
+
+CREATE FUNCTION accord.discard(channel text, account text DEFAULT NULL, topic text DEFAULT NULL,
+                               key text DEFAULT NULL, state text DEFAULT 'dead', error text DEFAULT NULL,
+                               since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL,
+                               reason text DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM accord.check_state(state);
+    RETURN accord.decide('accord.discard', accord.select_deliveries(channel, account, topic, key, state, error,
+                                                                    since, until), reason);
+END
+$$;
+COMMENT ON FUNCTION accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text) IS 'gives up deliveries of the backlog, at commit: by default a channel''s dead letters; arguments as of accord.redeliver(). Returns how many';
+
+-- One event, whatever became of it: its deliveries that were ever tried or are in the backlog.
+CREATE FUNCTION accord.select_event(event_id uuid, channel text, account text) RETURNS jsonb[]
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(DISTINCT jsonb_build_array(c.seq, e.ord, e.slot, e.tx_id, d.channel, d.account))
+    FROM accord.event_log e
+    JOIN accord.commit_log c ON c.slot = e.slot AND c.tx_id = e.tx_id
+    CROSS JOIN LATERAL (
+        SELECT a.channel, a.account FROM accord.attempt_log a WHERE a.seq = c.seq AND a.ord = e.ord
+        UNION
+        SELECT b.channel, b.account FROM accord.backlog_log b WHERE b.seq = c.seq AND b.ord = e.ord
+    ) d
+    WHERE e.event_id = select_event.event_id
+      AND (select_event.channel IS NULL OR d.channel = select_event.channel)
+      AND (select_event.account IS NULL OR d.account = select_event.account)
+$$;
+COMMENT ON FUNCTION accord.select_event(uuid, text, text) IS 'internal: the deliveries of one event';
+
+CREATE FUNCTION accord.redeliver(event_id uuid, channel text DEFAULT NULL, account text DEFAULT NULL,
+                                 reason text DEFAULT NULL) RETURNS bigint
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT accord.decide('accord.redeliver', accord.select_event(event_id, channel, account), reason)
+$$;
+COMMENT ON FUNCTION accord.redeliver(uuid, text, text, text) IS 'owes one event again, at commit, to the channels it was delivered or owed to, whatever became of it; the idempotency key stays the same. Over a selection: SELECT accord.redeliver(event_id, channel, account) FROM accord.dead_letter WHERE ...';
+
+CREATE FUNCTION accord.discard(event_id uuid, channel text DEFAULT NULL, account text DEFAULT NULL,
+                               reason text DEFAULT NULL) RETURNS bigint
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT accord.decide('accord.discard', accord.select_event(event_id, channel, account), reason)
+$$;
+COMMENT ON FUNCTION accord.discard(uuid, text, text, text) IS 'gives up one event''s deliveries that are in the backlog, at commit. Over a selection: SELECT accord.discard(event_id, channel, account) FROM accord.dead_letter WHERE ...';
+
+CREATE FUNCTION accord.adopt() RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM accord.identity;
+    INSERT INTO accord.identity (system_identifier, database)
+        SELECT s.system_identifier, d.oid
+        FROM pg_control_system() s, pg_database d WHERE d.datname = current_database();
+END
+$$;
+COMMENT ON FUNCTION accord.adopt() IS 'lets a copy of a database dispatch: from now on it takes the place of the original, which must be silent';
+COMMENT ON TABLE accord.identity IS 'the cluster and database this data has been dispatched from; another one is a copy and stays silent until accord.adopt()';
+
+CREATE FUNCTION accord.launch() RETURNS void
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_launch';
+COMMENT ON FUNCTION accord.launch() IS 'asks the launcher, at commit, to look whether this database needs dispatchers; CREATE EXTENSION calls it';

@@ -1,0 +1,69 @@
+-- grant: who may do what; and what pg_dump takes along.
+
+REVOKE ALL ON ALL TABLES IN SCHEMA accord FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA accord FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA accord FROM PUBLIC;
+REVOKE ALL ON SCHEMA accord FROM PUBLIC;
+GRANT USAGE ON SCHEMA accord TO PUBLIC;
+
+-- Helpers instead of roles of our own: the application's roles get what a writer, auditor or admin needs.
+CREATE FUNCTION accord.grant_writer(role regrole) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('GRANT INSERT, SELECT ON accord.outbox TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.expand(text, jsonb) TO %s', role);
+END
+$$;
+COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application needs: INSERT into accord.outbox, and to see what is still owed';
+
+CREATE FUNCTION accord.grant_auditor(role regrole) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('GRANT SELECT ON accord.event_log, accord.commit_log, accord.attempt_log, accord.backlog_log, '
+                   'accord.cursor_log, accord.outbox, accord.backlog, accord.dead_letter, accord.attempt, '
+                   'accord.timeline, accord.status, accord.channel, accord.account, accord.route, accord.identity, '
+                   'accord.idempotency_key TO %s', role);
+    EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.safe_seq(), accord.read(bigint, integer), '
+                   'accord.expand(text, jsonb) TO %s', role);
+END
+$$;
+COMMENT ON FUNCTION accord.grant_auditor(regrole) IS 'grants reading of everything but the values of secrets';
+
+CREATE FUNCTION accord.grant_admin(role regrole) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM accord.grant_writer(role);
+    PERFORM accord.grant_auditor(role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.channel, accord.account, accord.route TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.secret TO %s', role);
+    EXECUTE format('GRANT USAGE ON SEQUENCE accord.route_id_seq TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION '
+                   'accord.redeliver(text, text, text, text, text, text, timestamptz, timestamptz, text), '
+                   'accord.redeliver(uuid, text, text, text), '
+                   'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
+                   'accord.discard(uuid, text, text, text), '
+                   'accord.decide(text, jsonb[], text), '
+                   'accord.check_state(text), '
+                   'accord.select_deliveries(text, text, text, text, text, text, timestamptz, timestamptz), '
+                   'accord.select_event(uuid, text, text), accord.adopt(), accord.launch() TO %s', role);
+END
+$$;
+COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard() and adopt(), besides what writers and auditors may';
+REVOKE ALL ON FUNCTION accord.grant_writer(regrole), accord.grant_auditor(regrole), accord.grant_admin(regrole) FROM PUBLIC;
+
+-- Everything that holds users' data is dumped; a secret's value is not, and must be given again after a restore.
+DO $$
+DECLARE
+    t text;
+BEGIN
+    FOR t IN SELECT c.oid::pg_catalog.regclass::text FROM pg_catalog.pg_class c
+             WHERE c.relnamespace = 'accord'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'S')
+               AND c.relname <> 'secret'
+             ORDER BY c.oid LOOP
+        PERFORM pg_catalog.pg_extension_config_dump(t::pg_catalog.regclass, '');
+    END LOOP;
+END
+$$;
+
+SELECT accord.launch();

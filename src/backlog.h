@@ -1,0 +1,121 @@
+/*
+ * backlog.h: exports of backlog.c
+ *
+ * Layer 4: what dispatchers write: attempts, backlog versions, cursors and
+ * positions; and how they find them again when they start.
+ */
+#ifndef ACCORD_BACKLOG_H
+#define ACCORD_BACKLOG_H
+
+#include "log.h"
+#include "utils/jsonb.h"
+
+/* States of a delivery in the backlog; the words of backlog_log.state. */
+typedef enum AccordState
+{
+	ACCORD_STATE_SCHEDULED,		/* next: SENDING, a closed one, RETRYING */
+	ACCORD_STATE_SENDING,		/* next: any but SCHEDULED; after a crash
+								 * RETRYING or HELD */
+	ACCORD_STATE_RETRYING,		/* next: SENDING, RETRYING, HELD, DEAD, a
+								 * closed one */
+	ACCORD_STATE_REPLAYED,		/* by redeliver(); next: as RETRYING */
+	ACCORD_STATE_HELD,			/* next: REPLAYED, DISCARDED */
+	ACCORD_STATE_DEAD,			/* next: REPLAYED, DISCARDED */
+	ACCORD_STATE_DELIVERED,		/* closed; next: REPLAYED */
+	ACCORD_STATE_SKIPPED,		/* closed; next: REPLAYED */
+	ACCORD_STATE_DISCARDED		/* closed; next: REPLAYED */
+} AccordState;
+
+extern const char *accord_backlog_word(AccordState state);
+
+typedef struct AccordBacklogRow
+{
+	int64		seq;
+	int64		tx_id;
+	TimestampTz owed_since;
+	TimestampTz attempted_at;	/* 0: never */
+	TimestampTz due_at;			/* 0: none */
+	int64		route;			/* 0: none */
+	int64		decided_by;		/* 0: nobody */
+	int			ord;
+	int			version;
+	int			attempts;
+	int			event_slot;
+	const char *channel;
+	const char *account;
+	const char *key;			/* NULL: none */
+	AccordState state;
+	const char *error;			/* NULL: none */
+	Jsonb	   *request;		/* NULL: made anew each time */
+} AccordBacklogRow;
+
+typedef struct AccordAttemptRow
+{
+	int64		seq;
+	int			ord;
+	int			attempt;
+	double		duration_ms;	/* negative: null */
+	int			status;			/* 0: null */
+	const char *channel;
+	const char *account;
+	const char *outcome;
+	const char *sent;			/* NULL: null */
+	const char *error;
+	const char *response;
+	const char *request_id;
+} AccordAttemptRow;
+
+typedef struct AccordCursorRow
+{
+	int64		version;
+	AccordPoint point;
+	bool		done;			/* lags no longer: a null seq */
+	const char *channel;
+	const char *account;
+} AccordCursorRow;
+
+/* Appends, in the current transaction, many at a time. */
+extern void accord_backlog_append(const AccordBacklogRow *rows, int n);
+extern void accord_backlog_append_attempts(const AccordAttemptRow *rows, int n);
+extern void accord_backlog_append_cursors(const AccordCursorRow *rows, int n);
+
+/*
+ * Reading back; SPI connected by the callee, one callback per row, whose
+ * strings live for the callback only.
+ *
+ * load: the highest version of each delivery that is open and not dead, in
+ *   (seq, ord) order; of one endpoint after a point when channel is not NULL.
+ *   Stops when the callback returns false.
+ * find: the highest version of one delivery, without error and request; key
+ *   palloc'd.
+ * settled: what was settled for good after seq, in either log.
+ * cursors: the cursor in force of each endpoint that has one.
+ */
+typedef bool (*AccordBacklogVisit) (const AccordBacklogRow *row, void *arg);
+typedef void (*AccordSettledVisit) (const char *channel, const char *account,
+									int64 seq, int ord, void *arg);
+typedef void (*AccordCursorVisit) (const AccordCursorRow *row, void *arg);
+
+extern void accord_backlog_load(const char *channel, const char *account,
+								AccordPoint after, AccordBacklogVisit visit,
+								void *arg);
+extern bool accord_backlog_find(const char *channel, const char *account,
+								int64 seq, int ord, AccordBacklogRow *row);
+/* The request kept for a delivery; NULL when there is none. */
+extern Jsonb *accord_backlog_request(const char *channel, const char *account,
+									 int64 seq, int ord);
+extern void accord_backlog_settled(int64 after, AccordSettledVisit visit,
+								   void *arg);
+extern void accord_backlog_cursors(AccordCursorVisit visit, void *arg);
+
+/* A dispatcher's persisted position. */
+extern int64 accord_backlog_position(int dispatcher);
+extern void accord_backlog_set_position(int dispatcher, int64 seq);
+
+/*
+ * Makes the positions those of "count" dispatchers: when they were another
+ * number's, all start at the lowest. Serialised by an advisory lock.
+ */
+extern void accord_backlog_share_positions(int count);
+
+#endif							/* ACCORD_BACKLOG_H */

@@ -1,0 +1,62 @@
+/*
+ * compat.h: the only place that knows PostgreSQL's major versions.
+ *
+ * Layer 0. The code is written against the newest API; each shim says what
+ * changed and when.
+ */
+#ifndef ACCORD_COMPAT_H
+#define ACCORD_COMPAT_H
+
+#include "storage/proc.h"
+
+#if PG_VERSION_NUM < 150000
+#error "pg_accord needs PostgreSQL 15 or newer"
+#endif
+
+/* 17 numbers processes by MyProcNumber; before, the number is in the PGPROC. */
+#if PG_VERSION_NUM >= 170000
+#define accord_my_proc_number() ((int) MyProcNumber)
+#else
+#define accord_my_proc_number() (MyProc->pgprocno)
+#endif
+
+/* 17 gave wait event sets to resource owners; before, to memory contexts. */
+#if PG_VERSION_NUM >= 170000
+#define accord_create_wait_event_set(n) CreateWaitEventSet(NULL, (n))
+#else
+#define accord_create_wait_event_set(n) \
+	CreateWaitEventSet(TopMemoryContext, (n))
+#endif
+
+/* 17 lets an access method keep state between inserts and asks for its end. */
+#if PG_VERSION_NUM >= 170000
+#define accord_index_insert_cleanup(index, info) \
+	index_insert_cleanup((index), (info))
+#else
+#define accord_index_insert_cleanup(index, info) ((void) 0)
+#endif
+
+/* 18 counts index searches for EXPLAIN; 19 passes scan flags besides. */
+#if PG_VERSION_NUM >= 190000
+#define accord_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0, 0)
+#elif PG_VERSION_NUM >= 180000
+#define accord_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0)
+#else
+#define accord_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan((heap), (index), (snapshot), (nkeys), 0)
+#endif
+
+
+/* 16 replaced the pg_*_aclcheck() family by object_aclcheck(). */
+#if PG_VERSION_NUM >= 160000
+#define accord_function_executable(function, role) \
+	(object_aclcheck(ProcedureRelationId, (function), (role), ACL_EXECUTE) == \
+	 ACLCHECK_OK)
+#else
+#define accord_function_executable(function, role) \
+	(pg_proc_aclcheck((function), (role), ACL_EXECUTE) == ACLCHECK_OK)
+#endif
+
+#endif							/* ACCORD_COMPAT_H */

@@ -1,0 +1,124 @@
+/*
+ * config.h: exports of config.c
+ *
+ * Layer 3: the configuration tables, read once and kept until they change.
+ * The trigger functions that check a row when it is given live here too, so
+ * that what is accepted and what is read cannot drift apart.
+ */
+#ifndef ACCORD_CONFIG_H
+#define ACCORD_CONFIG_H
+
+#include "http.h"
+#include "utils/jsonb.h"
+
+/* An auth column, its secret looked up. */
+typedef struct AccordAuth
+{
+	AccordHttpAuth type;
+	char	   *name;			/* user or header name */
+	char	   *secret;			/* NULL with a type that needs one: not stored
+								 * (yet) */
+	char	   *secret_name;
+} AccordAuth;
+
+typedef struct AccordChannel
+{
+	char	   *name;
+	char	   *base_url;		/* without a trailing slash */
+	bool		enabled;
+	AccordAuth	auth;
+	Jsonb	   *headers;		/* object of header templates */
+	bool		ordered;		/* ordering = 'key' */
+	int			max_in_flight;
+	int			connect_timeout_ms;
+	int			timeout_ms;
+	int			stall_timeout_s;
+	int64		retry_base_ms;
+	int64		retry_cap_ms;
+	int			max_attempts;
+	int64		max_age_ms;
+	char	   *idempotency_header; /* NULL: honours none */
+	int64		idempotency_window_ms;	/* 0: for ever */
+	int			max_response;
+	bool		has_accounts;
+	struct AccordRoute **routes;	/* enabled ones by (position, id) */
+	int			n_routes;
+} AccordChannel;
+
+typedef struct AccordAccount
+{
+	char	   *name;
+	char	   *base_url;		/* NULL: the channel's */
+	bool		enabled;
+	bool		has_auth;
+	AccordAuth	auth;
+	Jsonb	   *vars;
+} AccordAccount;
+
+typedef struct AccordRoute
+{
+	int64		id;
+	AccordChannel *channel;
+	char	   *topic;			/* pattern */
+	unsigned	ops;			/* bits of AccordOp; 0: all */
+	char	   *method;
+	char	   *path;
+	Jsonb	   *headers;
+	char	   *content_type;
+	bool		command;
+	bool		ambiguous_retry;
+	char	   *body_function;	/* schema-qualified and quoted, or NULL */
+	Oid			body_function_oid;
+	Oid			owner;			/* InvalidOid: the role is gone */
+} AccordRoute;
+
+/* All of it, as of one snapshot. */
+typedef struct AccordConfig
+{
+	MemoryContext context;
+	AccordChannel **channels;
+	int			n_channels;
+	int64		generation;		/* grows with every reload */
+} AccordConfig;
+
+/* event_log.op */
+typedef enum AccordOp
+{
+	ACCORD_OP_INSERT,
+	ACCORD_OP_UPDATE,
+	ACCORD_OP_DELETE,
+	ACCORD_OP_TRUNCATE,
+	ACCORD_OP_EVENT
+} AccordOp;
+
+/* -1 when the word is none of them */
+extern int	accord_config_op(const char *word);
+
+/*
+ * The current configuration. Needs a transaction with an active snapshot when
+ * it must be (re)loaded; the previous one is freed then, so nobody keeps a
+ * pointer into it across calls. A process's first call registers the
+ * invalidation callback.
+ */
+extern AccordConfig *accord_config_get(void);
+
+/* Whether accord_config_get() would reload. No transaction needed. */
+extern bool accord_config_stale(void);
+
+/* NULL when there is none. */
+extern AccordChannel *accord_config_channel(AccordConfig *config, const char *name);
+extern AccordAccount *accord_config_account(AccordConfig *config,
+											AccordChannel *channel,
+											const char *name);
+extern AccordRoute *accord_config_route(AccordChannel *channel, int64 id);
+
+/*
+ * The first of the channel's routes that takes such an event, or NULL.
+ * '*' in a route's topic stands for any run of characters, dots included.
+ */
+extern AccordRoute *accord_config_match(AccordChannel *channel,
+										const char *topic, AccordOp op);
+
+extern bool accord_config_topic_match(const char *pattern, const char *topic);
+
+#endif							/* ACCORD_CONFIG_H */

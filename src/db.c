@@ -1,0 +1,248 @@
+/*
+ * db.c: the database as workers and hot paths use it.
+ *
+ * Runs in every process. The hot paths (an event's insert, a settled batch)
+ * go to heap and indexes directly: no executor, no plan that statistics could
+ * spoil, no catalogue look-up per row beyond the relation cache.
+ *
+ * Invariants: OIDs are cached by name and forgotten whenever the relation
+ * cache says that one of them changed, so that DROP EXTENSION followed by
+ * CREATE EXTENSION is noticed by long sessions. Nothing here takes a lock
+ * stronger than RowExclusive.
+ *
+ * On failure everything raises as PostgreSQL does; the cache survives errors.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/relation.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/namespace.h"
+#include "commands/extension.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "nodes/execnodes.h"
+#include "storage/bufmgr.h"
+#include "utils/fmgrprotos.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "accord.h"
+#include "compat.h"
+#include "db.h"
+
+typedef struct RelidEntry
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	Oid			relid;
+} RelidEntry;
+
+static HTAB *relids = NULL;
+
+void
+accord_db_begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+accord_db_commit(void)
+{
+	if (ActiveSnapshotSet())
+		PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+void
+accord_db_abort(void)
+{
+	AbortCurrentTransaction();
+}
+
+/* Relation cache callback: forget all OIDs when one of ours changed. */
+static void
+forget_relids(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS scan;
+	RelidEntry *entry;
+	bool		ours = !OidIsValid(relid);
+
+	if (relids == NULL || hash_get_num_entries(relids) == 0)
+		return;
+	hash_seq_init(&scan, relids);
+	while (!ours && (entry = hash_seq_search(&scan)) != NULL)
+	{
+		if (entry->relid == relid)
+		{
+			ours = true;
+			hash_seq_term(&scan);
+		}
+	}
+	if (!ours)
+		return;
+	hash_seq_init(&scan, relids);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+		hash_search(relids, entry->name, HASH_REMOVE, NULL);
+}
+
+static void
+create_relid_cache(void)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = NAMEDATALEN;
+	ctl.entrysize = sizeof(RelidEntry);
+	ctl.hcxt = TopMemoryContext;
+	relids = hash_create("pg_accord relations", 128, &ctl,
+						 HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	CacheRegisterRelcacheCallback(forget_relids, (Datum) 0);
+}
+
+Oid
+accord_db_relid(const char *name)
+{
+	RelidEntry *entry;
+	Oid			relid;
+
+	if (relids == NULL)
+		create_relid_cache();
+	entry = hash_search(relids, name, HASH_FIND, NULL);
+	if (entry != NULL)
+		return entry->relid;
+
+	relid = get_relname_relid(name, get_namespace_oid(ACCORD_SCHEMA, true));
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.%s\" does not exist", ACCORD_SCHEMA,
+						name),
+				 errhint("Run CREATE EXTENSION %s in this database.",
+						 ACCORD_EXTENSION)));
+	entry = hash_search(relids, name, HASH_ENTER, NULL);
+	entry->relid = relid;
+	return relid;
+}
+
+Oid
+accord_db_slot_relid(const char *table, int slot)
+{
+	char		name[NAMEDATALEN];
+
+	snprintf(name, sizeof(name), "%s_%d", table, slot);
+	return accord_db_relid(name);
+}
+
+Oid
+accord_db_owner(void)
+{
+	Relation	rel = relation_open(accord_db_relid("event_log"),
+									AccessShareLock);
+	Oid			owner = rel->rd_rel->relowner;
+
+	relation_close(rel, NoLock);
+	return owner;
+}
+
+bool
+accord_db_installed(void)
+{
+	return OidIsValid(get_extension_oid(ACCORD_EXTENSION, true));
+}
+
+/*
+ * Reads the sequence's only tuple under a share lock on its page, which is
+ * what orders this read against a concurrent nextval().
+ */
+int64
+accord_db_sequence_last(Oid sequence)
+{
+	Relation	rel = relation_open(sequence, AccessShareLock);
+	Buffer		buffer = ReadBuffer(rel, 0);
+	Page		page;
+	ItemId		item;
+	Form_pg_sequence_data data;
+	int64		last;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	item = PageGetItemId(page, FirstOffsetNumber);
+	data = (Form_pg_sequence_data)
+		((char *) PageGetItem(page, item) +
+		 ((HeapTupleHeader) PageGetItem(page, item))->t_hoff);
+	last = data->is_called ? data->last_value : data->last_value - 1;
+	UnlockReleaseBuffer(buffer);
+	relation_close(rel, NoLock);
+	return last;
+}
+
+int64
+accord_db_sequence_next(Oid sequence)
+{
+	return nextval_internal(sequence, false);
+}
+
+void
+accord_db_sequence_set(Oid sequence, int64 value)
+{
+	DirectFunctionCall2(setval_oid, ObjectIdGetDatum(sequence),
+						Int64GetDatum(value));
+}
+
+static void
+insert_index_entries(Relation rel, TupleTableSlot **slots, int n)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		IndexInfo  *info = BuildIndexInfo(index);
+		Datum		values[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
+
+		for (int i = 0; i < n; i++)
+		{
+			FormIndexDatum(info, slots[i], NULL, values, nulls);
+			index_insert(index, values, nulls, &slots[i]->tts_tid, rel,
+						 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+						 false, info);
+		}
+		accord_index_insert_cleanup(index, info);
+		index_close(index, NoLock);
+	}
+	list_free(indexes);
+}
+
+void
+accord_db_insert(Relation rel, HeapTuple *tuples, int n)
+{
+	TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
+	CommandId	cid = GetCurrentCommandId(true);
+
+	for (int i = 0; i < n; i++)
+	{
+		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(rel),
+											&TTSOpsHeapTuple);
+		ExecStoreHeapTuple(tuples[i], slots[i], false);
+		slots[i]->tts_tableOid = RelationGetRelid(rel);
+	}
+	if (n == 1)
+		table_tuple_insert(rel, slots[0], cid, 0, NULL);
+	else
+		table_multi_insert(rel, slots, n, cid, 0, NULL);
+	insert_index_entries(rel, slots, n);
+
+	for (int i = 0; i < n; i++)
+		ExecDropSingleTupleTableSlot(slots[i]);
+	pfree(slots);
+}

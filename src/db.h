@@ -1,0 +1,43 @@
+/*
+ * db.h: exports of db.c
+ *
+ * Layer 1: the database as workers and hot paths use it: a transaction
+ * bracket, our relations' OIDs, sequences read without SQL, rows inserted
+ * without an executor.
+ */
+#ifndef ACCORD_DB_H
+#define ACCORD_DB_H
+
+#include "executor/tuptable.h"
+#include "utils/rel.h"
+
+/* Starts and ends a worker's transaction with an active snapshot. */
+extern void accord_db_begin(void);
+extern void accord_db_commit(void);
+extern void accord_db_abort(void);	/* after an error was caught */
+
+/* Our relations, by name; cached, and forgotten when the extension goes. */
+extern Oid	accord_db_relid(const char *name);
+
+/* Whether the extension exists in this database (and its schema's OID). */
+extern bool accord_db_installed(void);
+
+/* The last value drawn from (or set in) a sequence; 0 when none was. */
+extern int64 accord_db_sequence_last(Oid sequence);
+extern int64 accord_db_sequence_next(Oid sequence);
+extern void accord_db_sequence_set(Oid sequence, int64 value);
+
+/*
+ * Inserts into a plain table and its indexes: no triggers, no constraint
+ * checks (the caller's values are right by construction), no permission
+ * checks. rel is locked RowExclusive by the caller.
+ */
+extern void accord_db_insert(Relation rel, HeapTuple *tuples, int n);
+
+/* Who owns our tables: what we do on a user's behalf is done as this role. */
+extern Oid	accord_db_owner(void);
+
+/* A ring's partition: "event_log", 3 -> accord.event_log_3. */
+extern Oid	accord_db_slot_relid(const char *table, int slot);
+
+#endif							/* ACCORD_DB_H */

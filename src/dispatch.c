@@ -1,0 +1,490 @@
+/*
+ * dispatch.c: the dispatcher: read, route, admit, send, settle.
+ *
+ * A background worker, one or several per database, started by the launcher.
+ * One loop waits on one wait event set: its latch (set by committing writers),
+ * the postmaster's death, and curl's sockets.
+ *
+ * Invariants
+ *   - No transaction is open, and so no snapshot or lock held, while the loop
+ *     waits or curl works.
+ *   - A delivery is sent once its event is durable (the log's reader flushes
+ *     WAL up to it); a command that its channel could not recognise as a
+ *     repetition is sent once the intent to do so is durable.
+ *   - Nothing about one event raises: it becomes that delivery's outcome.
+ *   - The next event of a key is let through when the one before is settled,
+ *     that is, committed.
+ *
+ * On failure: an error of the database session (disk full, lost catalog) ends
+ * the process; the launcher starts another after accord.restart_interval,
+ * which recovers from the logs. SIGTERM: what has been answered is settled,
+ * what is in flight is abandoned.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "commands/extension.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "accord.h"
+#include "compat.h"
+#include "db.h"
+#include "dispatch.h"
+#include "endpoint.h"
+#include "guc.h"
+#include "http.h"
+#include "identity.h"
+#include "intake.h"
+#include "request.h"
+#include "settle.h"
+#include "shmem.h"
+
+#define ADMIT_AT_ONCE 256		/* deliveries made ready for sending together */
+
+static AccordDesk *desk = NULL;
+static MemoryContext turn_context = NULL;	/* reset every turn of the loop */
+static bool awake = true;		/* the latch was set: there may be news */
+static bool here = false;		/* not a copy: it may send */
+
+/* Hands a finished request to curl; the delivery is in flight from now on. */
+static void
+submit(AccordDelivery *delivery, AccordRequest *request, TimestampTz now)
+{
+	const char *error = NULL;
+
+	delivery->attempts++;
+	delivery->started_at = now;
+	if (delivery->attempted_at == 0)
+		delivery->attempted_at = now;
+	if (accord_http_submit(&request->http, delivery, &error))
+		delivery->sent = true;
+	else
+		accord_settle_without(delivery, ACCORD_OUTCOME_INVALID, error, now);
+}
+
+/* Callback of settling: the intent of a command is durable. */
+static void
+send_intended(AccordDelivery *delivery)
+{
+	AccordRequest *request = delivery->request;
+
+	Assert(request != NULL);
+	submit(delivery, request, GetCurrentTimestamp());
+	MemoryContextDelete(request->context);
+	delivery->request = NULL;
+}
+
+static void
+settle(TimestampTz now)
+{
+	accord_settle_commit(now, send_intended);
+}
+
+/*
+ * Makes the request of a delivery: as it was first made, for a command whose
+ * body comes from a function; else from the event.
+ */
+static void
+make_request(AccordRequest *request, AccordDelivery *delivery,
+			 AccordRoute *route, AccordAccount *account)
+{
+	AccordEndpoint *endpoint = delivery->endpoint;
+	Jsonb	   *frozen = NULL;
+
+	if (delivery->version > 0 && route->command &&
+		route->body_function != NULL)
+		frozen = accord_backlog_request(endpoint->channel, endpoint->account,
+										delivery->seq, delivery->ord);
+	if (frozen != NULL)
+		accord_request_thaw(request, frozen);
+	else
+		accord_request_make(request, route, account, delivery->event,
+							delivery->seq);
+}
+
+/* Whether the intent to send must be durable before the request leaves. */
+static bool
+needs_intent(AccordDelivery *delivery, AccordRoute *route,
+			 AccordChannel *channel)
+{
+	return route->command && (channel->idempotency_header == NULL ||
+							  route->body_function != NULL);
+}
+
+/* Sends one delivery, or concludes why it cannot be sent. */
+static void
+send_delivery(AccordDelivery *delivery, TimestampTz now)
+{
+	AccordChannel *channel;
+	AccordAccount *account;
+	AccordRoute *route;
+	AccordRequest *request;
+	MemoryContext context;
+	MemoryContext old;
+
+	if (delivery->event == NULL)
+	{
+		accord_settle_without(delivery, ACCORD_OUTCOME_INVALID,
+							  "the event is no longer in the log", now);
+		return;
+	}
+	if (delivery->discard ||
+		!accord_intake_route(delivery, &channel, &account, &route))
+	{
+		accord_settle_without(delivery, ACCORD_OUTCOME_DISCARDED,
+							  delivery->discard ? NULL :
+							  "its channel, account or route was removed",
+							  now);
+		return;
+	}
+	delivery->route = route->id;
+	delivery->command = route->command;
+	delivery->ambiguous_retry = route->ambiguous_retry;
+	if (delivery->lost && route->command)
+	{
+		delivery->lost = false;
+		delivery->attempts++;
+		accord_settle_without(delivery, ACCORD_OUTCOME_LOST,
+							  "the server stopped while the request was in "
+							  "flight", now);
+		return;
+	}
+	delivery->lost = false;
+
+	context = AllocSetContextCreate(desk->context, "pg_accord request",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	request = palloc(sizeof(AccordRequest));
+	make_request(request, delivery, route, account);
+	request->context = context;
+	if (request->error == NULL && !request->skip)
+		accord_request_equip(request, channel, account, route->command &&
+							 channel->idempotency_header == NULL);
+	MemoryContextSwitchTo(old);
+
+	if (request->error != NULL)
+	{
+		delivery->attempts++;
+		accord_settle_without(delivery, request->transient ?
+							  ACCORD_OUTCOME_RETRY : ACCORD_OUTCOME_INVALID,
+							  request->error, now);
+	}
+	else if (request->skip)
+		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED, NULL, now);
+	else if (needs_intent(delivery, route, channel))
+	{
+		accord_settle_intent(delivery, route->body_function == NULL ? NULL :
+							 accord_request_freeze(request), now);
+		delivery->request = request;
+		return;
+	}
+	else
+		submit(delivery, request, now);
+	MemoryContextDelete(context);
+}
+
+/* Takes deliveries off the endpoints in turn, as far as there is room. */
+static int
+take_ready(AccordDelivery **taken, int max)
+{
+	int			n = 0;
+
+	while (n < max && !dlist_is_empty(&desk->ready))
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint, ready_node,
+												   dlist_pop_head_node(&desk->ready));
+
+		endpoint->rotating = false;
+		if (endpoint->paused || endpoint->in_flight >= endpoint->max_in_flight)
+			continue;
+		taken[n] = accord_delivery_take(desk, endpoint);
+		if (taken[n] != NULL)
+			n++;
+		accord_endpoint_rotate(desk, endpoint);
+	}
+	return n;
+}
+
+/* Whether making these requests needs the database. */
+static bool
+needs_transaction(AccordDelivery **deliveries, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		AccordChannel *channel;
+		AccordAccount *account;
+		AccordRoute *route;
+
+		if (deliveries[i]->event == NULL)
+			return true;
+		if (accord_intake_route(deliveries[i], &channel, &account, &route) &&
+			accord_request_needs_transaction(route))
+			return true;
+	}
+	return false;
+}
+
+/* Sends what is ready. True: more is, and there is room for it. */
+static bool
+admit(TimestampTz now)
+{
+	AccordDelivery *taken[ADMIT_AT_ONCE];
+	int			room = accord_http_capacity() - accord_http_in_flight();
+	int			n = take_ready(taken, Min(room, ADMIT_AT_ONCE));
+	bool		transaction = n > 0 && needs_transaction(taken, n);
+
+	if (transaction)
+	{
+		accord_db_begin();
+		MemoryContextSwitchTo(turn_context);
+		accord_intake_events(desk, taken, n);
+	}
+	for (int i = 0; i < n; i++)
+		send_delivery(taken[i], now);
+	if (transaction)
+	{
+		accord_db_commit();
+		MemoryContextSwitchTo(turn_context);
+	}
+	return n == ADMIT_AT_ONCE && n < room;
+}
+
+/* Takes in what the network has answered. */
+static void
+land(TimestampTz now)
+{
+	AccordHttpResponse *response;
+
+	accord_http_drive();
+	while ((response = accord_http_next()) != NULL)
+	{
+		AccordDelivery *delivery = response->owner;
+
+		delivery->sent = false;
+		accord_settle_response(delivery, response, now);
+		if (accord_settle_full())
+			settle(now);
+	}
+}
+
+/* Reads what is new, if anything may be. True: more at once. */
+static bool
+take_in(TimestampTz now)
+{
+	bool		more = false;
+
+	accord_intake_due(desk, now);
+	if ((awake || accord_intake_hungry(desk)) && !accord_settle_full())
+	{
+		awake = false;
+		more = accord_intake_read(desk);
+		awake |= more;
+		MemoryContextSwitchTo(turn_context);
+	}
+	return more;
+}
+
+/* The earliest of two waits in milliseconds, -1 being none. */
+static long
+earlier(long a, long b)
+{
+	if (a < 0 || b < 0)
+		return Max(a, b);
+	return Min(a, b);
+}
+
+static long
+due_timeout(TimestampTz now)
+{
+	AccordDelivery *delivery = accord_desk_next_due(desk);
+
+	if (delivery == NULL)
+		return -1;
+	return delivery->due_at <= now ? 0 :
+		Min((delivery->due_at - now + 999) / 1000, 3600000L);
+}
+
+/* Waits for the latch, the network, or the earliest thing due. */
+static void
+wait_for_news(WaitEventSet *set, long timeout)
+{
+	WaitEvent	events[3];
+	int			n;
+
+	if (timeout != 0)
+		pgstat_report_activity(STATE_IDLE, accord_http_in_flight() > 0 ?
+							   "waiting for answers" : "waiting for events");
+	n = WaitEventSetWait(set, timeout, events, lengthof(events),
+						 PG_WAIT_EXTENSION);
+	for (int i = 0; i < n; i++)
+	{
+		if (events[i].events & WL_LATCH_SET)
+		{
+			ResetLatch(MyLatch);
+			awake = true;
+		}
+	}
+}
+
+/* Signals, settings, and whether the extension and we still belong here. */
+static void
+heed(void)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+		awake = true;
+	}
+	if (!awake)
+		return;
+	/* a wake-up may be about the extension itself */
+	StartTransactionCommand();
+	if (!accord_db_installed())
+	{
+		ereport(LOG,
+				(errmsg("extension \"%s\" was dropped: its dispatcher ends",
+						ACCORD_EXTENSION)));
+		accord_shmem_dispatcher_absent();
+		proc_exit(0);
+	}
+	if (accord_identity_stale())
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		here = accord_identity_here();
+		PopActiveSnapshot();
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(turn_context);
+}
+
+/* One turn of the loop; returns how long to wait for the next one. */
+static long
+turn(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		more;
+	bool		idle;
+	long		timeout;
+
+	land(now);
+	if (!here)
+	{
+		awake = false;
+		return -1;
+	}
+	more = take_in(now);
+	more |= admit(now);
+	idle = accord_http_in_flight() == 0 && !more;
+	if (accord_settle_timeout(now, idle) == 0)
+	{
+		settle(now);
+		more |= !dlist_is_empty(&desk->ready);
+		now = GetCurrentTimestamp();
+	}
+	if (more || awake)
+		return 0;
+	timeout = earlier(accord_http_timeout(), due_timeout(now));
+	timeout = earlier(timeout, accord_settle_timeout(now, idle));
+	return timeout;
+}
+
+/* Session settings: nobody's defaults shall stop or divert a dispatcher. */
+static void
+set_session(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"synchronous_commit", "local"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"row_security", "off"},
+		{"jit", "off"}
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
+						PGC_S_OVERRIDE);
+}
+
+/* Connects, and finds out whether there is anything to do here. */
+static void
+start(int number, int count)
+{
+	accord_config_with_secrets();
+	accord_http_init();
+	desk = accord_desk_create(number, count);
+	turn_context = AllocSetContextCreate(TopMemoryContext, "pg_accord turn",
+										 ALLOCSET_DEFAULT_SIZES);
+	accord_db_begin();
+	if (!accord_db_installed())
+	{
+		accord_shmem_dispatcher_absent();
+		proc_exit(0);
+	}
+	here = accord_identity_here();
+	accord_backlog_share_positions(count);
+	accord_db_commit();
+
+	accord_db_begin();
+	accord_intake_start(desk);
+	accord_settle_init(desk);
+	accord_db_commit();
+}
+
+void
+accord_dispatch_main(Datum arg)
+{
+	AccordDispatchArgs args;
+	WaitEventSet *set;
+
+	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	if (!accord_shmem_dispatcher_attach(args.database, args.number,
+										args.count))
+		proc_exit(0);
+	BackgroundWorkerInitializeConnectionByOid(args.database, InvalidOid, 0);
+	set_session();
+	start(args.number, args.count);
+
+	set = accord_create_wait_event_set(3);
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	AddWaitEventToSet(set, WL_SOCKET_READABLE, accord_http_fd(), NULL, NULL);
+
+	while (!ShutdownRequestPending)
+	{
+		long		timeout;
+
+		MemoryContextSwitchTo(turn_context);
+		heed();
+		timeout = turn();
+		MemoryContextReset(turn_context);
+		wait_for_news(set, timeout);
+	}
+	/* what has been answered needs not be sent again */
+	land(GetCurrentTimestamp());
+	settle(GetCurrentTimestamp());
+	proc_exit(0);
+}

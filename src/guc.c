@@ -1,0 +1,208 @@
+/*
+ * guc.c: the settings, accord.*.
+ *
+ * Runs in every process that loads the library. Under
+ * shared_preload_libraries all settings exist from the start; a session that
+ * loads the library on its own (its server has not preloaded it) gets all but
+ * those that can only be set at server start.
+ *
+ * What the workers read is set in the configuration file or by ALTER SYSTEM
+ * and takes effect on reload; what describes the application's session is set
+ * by the application, usually with SET LOCAL.
+ *
+ * On failure: a value out of range, or a list of networks that is none, is
+ * refused by PostgreSQL as any bad setting is, and the old value stays.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "accord.h"
+#include "guc.h"
+
+#define MINUTES_PER_DAY (24 * 60)
+#define MAX_MINUTES (100 * 366 * MINUTES_PER_DAY)
+#define MS_PER_HOUR (60 * 60 * 1000)
+
+char	   *accord_actor = NULL;
+char	   *accord_reason = NULL;
+char	   *accord_correlation_id = NULL;
+
+bool		accord_dispatch = true;
+int			accord_dispatchers = 1;
+int			accord_max_in_flight = 1000;
+int			accord_dispatch_memory = 64 * 1024;
+int			accord_restart_interval = 5000;
+int			accord_function_timeout = 5000;
+int			accord_settle_delay = 5;
+int			accord_response_excerpt = 1024;
+int			accord_log_retention = 30 * MINUTES_PER_DAY;
+int			accord_attempt_retention = 30 * MINUTES_PER_DAY;
+int			accord_idempotency_retention = 90 * MINUTES_PER_DAY;
+char	   *accord_allowed_networks = NULL;
+char	   *accord_ca_file = NULL;
+int			accord_max_databases = 64;
+
+static bool (*are_networks) (const char *list) = NULL;
+
+static bool
+check_networks(char **newval, void **extra, GucSource source)
+{
+	if (*newval == NULL || are_networks(*newval))
+		return true;
+	GUC_check_errdetail("\"%s\" is not a comma-separated list of networks in "
+						"CIDR notation.", *newval);
+	return false;
+}
+
+/* What an application says about its own session. */
+static void
+define_session_settings(void)
+{
+	DefineCustomStringVariable("accord.actor",
+							   "Who makes the changes, as the application "
+							   "knows them.",
+							   "Recorded with every transaction that writes "
+							   "events; the database role is recorded in any "
+							   "case.",
+							   &accord_actor, "",
+							   PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("accord.correlation_id",
+							   "What the changes are a part of.",
+							   "Recorded with every transaction that writes "
+							   "events.",
+							   &accord_correlation_id, "",
+							   PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("accord.reason",
+							   "Why the changes are made.",
+							   "Recorded with every transaction that writes "
+							   "events.",
+							   &accord_reason, "",
+							   PGC_USERSET, 0, NULL, NULL, NULL);
+}
+
+/* Which workers there are. */
+static void
+define_worker_settings(void)
+{
+	DefineCustomBoolVariable("accord.dispatch",
+							 "Whether events are sent to channels.",
+							 "When off, no dispatcher runs; events are kept "
+							 "and sent once it is on again.",
+							 &accord_dispatch, true,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.dispatchers",
+							"How many dispatchers work in each database.",
+							"Each takes one of max_worker_processes.",
+							&accord_dispatchers, 1, 1, ACCORD_MAX_DISPATCHERS,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.restart_interval",
+							"How long a dispatcher that ended by itself "
+							"waits, from its start, to be started again.",
+							NULL,
+							&accord_restart_interval, 5000, 100, MS_PER_HOUR,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	/* The size of shared memory is settled at server start. */
+	if (process_shared_preload_libraries_in_progress)
+		DefineCustomIntVariable("accord.max_databases",
+								"How many databases can have dispatchers.",
+								NULL,
+								&accord_max_databases, 64, 1, 10000,
+								PGC_POSTMASTER, 0, NULL, NULL, NULL);
+}
+
+/* How a dispatcher works. */
+static void
+define_dispatch_settings(void)
+{
+	DefineCustomIntVariable("accord.dispatch_memory",
+							"How much memory the events that one dispatcher "
+							"holds may take.",
+							"What is owed beyond it waits in the log.",
+							&accord_dispatch_memory, 64 * 1024, 1024,
+							MAX_KILOBYTES,
+							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.function_timeout",
+							"How long a route's body function may run.",
+							NULL,
+							&accord_function_timeout, 5000, 1, MS_PER_HOUR,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.max_in_flight",
+							"How many requests one dispatcher may have in "
+							"flight.",
+							"The limit on open files lowers it where "
+							"necessary.",
+							&accord_max_in_flight, 1000, 1, 100000,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.response_excerpt",
+							"How much of an answer is kept in "
+							"accord.attempt_log when it was not a success.",
+							NULL,
+							&accord_response_excerpt, 1024, 0, 65536,
+							PGC_SIGHUP, GUC_UNIT_BYTE, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.settle_delay",
+							"How long outcomes may wait for others to be "
+							"committed with.",
+							NULL,
+							&accord_settle_delay, 5, 0, 1000,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+}
+
+/* Whom a dispatcher may talk to. */
+static void
+define_network_settings(void)
+{
+	DefineCustomStringVariable("accord.allowed_networks",
+							   "Private networks that channels may be in.",
+							   "A comma-separated list in CIDR notation. "
+							   "Addresses that are not of the public network "
+							   "are refused unless they are listed here.",
+							   &accord_allowed_networks, "",
+							   PGC_SIGHUP, 0, check_networks, NULL, NULL);
+	DefineCustomStringVariable("accord.ca_file",
+							   "File of certificates to trust.",
+							   "When empty, those that the system trusts.",
+							   &accord_ca_file, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+}
+
+/* What is kept for how long. */
+static void
+define_retention_settings(void)
+{
+	DefineCustomIntVariable("accord.attempt_retention",
+							"How long attempts are kept, at least.",
+							NULL,
+							&accord_attempt_retention, 30 * MINUTES_PER_DAY,
+							1, MAX_MINUTES,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.idempotency_retention",
+							"How long idempotency keys are kept, at least.",
+							NULL,
+							&accord_idempotency_retention,
+							90 * MINUTES_PER_DAY, 1, MAX_MINUTES,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.log_retention",
+							"How long events are kept, at least.",
+							"Events that are still owed to a channel are "
+							"kept in any case.",
+							&accord_log_retention, 30 * MINUTES_PER_DAY,
+							1, MAX_MINUTES,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+}
+
+void
+accord_guc_init(bool (*networks_valid) (const char *list))
+{
+	are_networks = networks_valid;
+	define_session_settings();
+	define_worker_settings();
+	define_dispatch_settings();
+	define_network_settings();
+	define_retention_settings();
+	MarkGUCPrefixReserved("accord");
+}

@@ -1,0 +1,38 @@
+/*
+ * guc.h: exports of guc.c
+ *
+ * Layer 0: the settings, accord.*. README.md lists them.
+ */
+#ifndef ACCORD_GUC_H
+#define ACCORD_GUC_H
+
+/* for the application's session */
+extern char *accord_actor;		/* who, as the application knows them */
+extern char *accord_reason;		/* why */
+extern char *accord_correlation_id; /* part of what */
+
+/* for the workers */
+extern bool accord_dispatch;	/* whether anything is sent at all */
+extern int	accord_dispatchers; /* per database */
+extern int	accord_max_in_flight;	/* requests of one dispatcher */
+extern int	accord_dispatch_memory; /* kB of events one dispatcher may hold */
+extern int	accord_restart_interval;	/* ms between starts of a crashing
+										 * worker */
+extern int	accord_function_timeout;	/* ms for a route's body function */
+extern int	accord_settle_delay;	/* ms that outcomes may wait for company */
+extern int	accord_response_excerpt;	/* bytes of an answer kept in
+										 * attempt_log */
+extern int	accord_log_retention;	/* minutes an event is kept, at least */
+extern int	accord_attempt_retention;	/* minutes an attempt is kept */
+extern int	accord_idempotency_retention;	/* minutes a key is kept */
+extern char *accord_allowed_networks;	/* private networks that may be called */
+extern char *accord_ca_file;	/* certificates to trust, else the system's */
+extern int	accord_max_databases;	/* places in shared memory */
+
+/*
+ * Defines them all; called once by _PG_init(). The argument says whether a
+ * string is a list of networks, for accord.allowed_networks.
+ */
+extern void accord_guc_init(bool (*networks_valid) (const char *list));
+
+#endif							/* ACCORD_GUC_H */

@@ -1,0 +1,107 @@
+/*
+ * http.h: exports of http.c
+ *
+ * Layer 2: HTTP requests, many at once, through libcurl's multi interface.
+ * The only file that knows curl. Runs in dispatchers only.
+ */
+#ifndef ACCORD_HTTP_H
+#define ACCORD_HTTP_H
+
+#include "retry.h"
+
+typedef enum AccordHttpAuth
+{
+	ACCORD_HTTP_AUTH_NONE,
+	ACCORD_HTTP_AUTH_BEARER,	/* secret: the token */
+	ACCORD_HTTP_AUTH_BASIC,		/* user, secret: the password */
+	ACCORD_HTTP_AUTH_HEADER		/* header_name, secret: its value */
+} AccordHttpAuth;
+
+/* A request. Everything is copied by accord_http_submit(). */
+typedef struct AccordHttpRequest
+{
+	const char *method;
+	const char *url;			/* absolute, http or https */
+	const char **headers;		/* "Name: value", n_headers of them */
+	int			n_headers;
+	const char *body;			/* NULL: no body at all */
+	size_t		body_len;
+	AccordHttpAuth auth;
+	const char *auth_name;		/* user or header name */
+	const char *auth_secret;
+	bool		once;			/* must never be repeated by the HTTP library
+								 * itself: a fresh connection */
+	int			connect_timeout_ms;
+	int			timeout_ms;		/* the whole request */
+	int			stall_timeout_s;	/* no byte in either direction; noticed
+									 * up to 6 s late, the span over which
+									 * curl measures speed */
+	size_t		max_response;	/* bytes of the body kept; more is not read */
+} AccordHttpRequest;
+
+/* A finished transfer. Valid until the next accord_http_next(). */
+typedef struct AccordHttpResponse
+{
+	void	   *owner;			/* as given to accord_http_submit() */
+	AccordResult result;
+	double		duration_ms;
+	const char *error;			/* NULL when transport is OK; never holds a
+								 * secret */
+	const char *body;			/* may be cut at max_response; not terminated */
+	size_t		body_len;
+	bool		truncated;
+	const char *request_id;		/* X-Request-Id or Request-Id of the answer,
+								 * or NULL */
+} AccordHttpResponse;
+
+/*
+ * Once per process; then accord_http_fd() is a descriptor that is readable
+ * when accord_http_drive() has something to do (an epoll descriptor, which
+ * nests in a WaitEventSet).
+ */
+extern void accord_http_init(void);
+extern int	accord_http_fd(void);
+
+/* Milliseconds until curl wants to be driven; -1: only by the descriptor. */
+extern long accord_http_timeout(void);
+
+/* Lets curl work on whatever is ready. Never raises. */
+extern void accord_http_drive(void);
+
+/*
+ * Starts a request; owner comes back with its response. Returns false, with
+ * *error a palloc'd sentence fragment, when it cannot be started.
+ */
+extern bool accord_http_submit(const AccordHttpRequest *request, void *owner,
+							   const char **error);
+
+/* The next finished transfer, or NULL. */
+extern AccordHttpResponse *accord_http_next(void);
+
+/*
+ * How many requests are in flight; how many may be just now. Ask before each
+ * submit: while names are being resolved there is room for fewer.
+ */
+extern int	accord_http_in_flight(void);
+extern int	accord_http_capacity(void);
+
+/*
+ * Checks an absolute URL without touching the network: scheme http or https,
+ * a host, no user:password, no fragment. Returns NULL when it is fine, else a
+ * palloc'd sentence fragment. May be called in any backend.
+ */
+extern char *accord_http_check_url(const char *url);
+
+/*
+ * Whether the URL's host is a literal address (in any notation the resolver
+ * takes) in a network that is refused now; for a warning at configuration.
+ */
+extern bool accord_http_literal_refused(const char *url);
+
+/*
+ * Checks the setting accord.allowed_networks: a comma-separated list of
+ * networks in CIDR notation. False when one of them is not.
+ */
+extern bool accord_http_networks_valid(const char *list);
+
+#endif							/* ACCORD_HTTP_H */

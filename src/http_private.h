@@ -1,0 +1,80 @@
+/*
+ * http_private.h: what http.c, http_transfer.c and http_check.c share
+ *
+ * Layer 2. Included by those three only.
+ */
+#ifndef ACCORD_HTTP_PRIVATE_H
+#define ACCORD_HTTP_PRIVATE_H
+
+#include <curl/curl.h>
+
+#include "http.h"
+#include "network.h"
+
+/* malloc'd, since curl's callbacks fill it */
+typedef struct AccordBuffer
+{
+	char	   *data;
+	size_t		len;
+	size_t		size;
+} AccordBuffer;
+
+/* A request, its easy handle, and what came of it. Reused by pooling. */
+typedef struct AccordTransfer
+{
+	CURL	   *easy;
+	struct AccordTransfer *next;	/* in the pool or among the finished */
+	void	   *owner;
+	AccordBuffer request;		/* list nodes, header lines, body */
+	AccordBuffer response;		/* body */
+	struct curl_slist *headers; /* in request, then the common lines */
+	double		started;		/* ms of the monotonic clock */
+	double		ended;
+	int			timeout_ms;
+	size_t		max_response;
+	size_t		header_bytes;	/* of the answer so far */
+	CURLcode	code;			/* how it ended */
+	bool		is_delete;
+	bool		basic_auth;		/* the handle holds a user and a password */
+	bool		headers_ended;	/* by an empty line */
+	bool		truncated;		/* the body was cut off at max_response */
+	bool		resolved;		/* the host has an address, or all is over */
+	bool		opened;			/* a socket to an acceptable address */
+	bool		refused;		/* an address was in a refused network */
+	AccordAddress refused_address;
+	int			ca_generation;	/* of the certificates set on the handle */
+	char		error[CURL_ERROR_SIZE];
+	char		request_id[200];
+} AccordTransfer;
+
+/* http_transfer.c */
+
+/* A transfer with the options all requests share; NULL: no memory. */
+extern AccordTransfer *accord_http_transfer_create(void);
+
+/* Copies a checked request into it; false: no memory. */
+extern bool accord_http_transfer_prepare(AccordTransfer *transfer,
+										 const AccordHttpRequest *request);
+
+/* Says what came of it, once code, ended and owner are set. */
+extern void accord_http_transfer_respond(AccordTransfer *transfer,
+										 AccordHttpResponse *response);
+
+/* Forgets request and response, and large buffers' memory. */
+extern void accord_http_transfer_clear(AccordTransfer *transfer);
+
+/* http_check.c */
+
+/* What keeps a request from being made, palloc'd, or NULL. */
+extern char *accord_http_check_request(const AccordHttpRequest *request);
+
+/* The length of the token (method, header name) that text begins with. */
+extern size_t accord_http_token_length(const char *text);
+
+/* Whether a header line has this name. */
+extern bool accord_http_is_header(const char *line, const char *name);
+
+/* Methods whose requests say so when they have no body. */
+extern bool accord_http_wants_body(const char *method);
+
+#endif							/* ACCORD_HTTP_PRIVATE_H */

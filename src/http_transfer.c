@@ -1,0 +1,578 @@
+/*
+ * http_transfer.c: one request and its answer.
+ *
+ * Runs in dispatchers. A transfer owns an easy handle of curl's and two
+ * buffers: what is sent (header lines and body, packed) and what came back.
+ * What is the same for all requests is set on the handle once.
+ *
+ * Invariants: nothing here starts or drives a transfer (http.c does). The
+ * callbacks neither raise nor palloc: a longjmp through curl would leave its
+ * state in ruins. They note what went wrong and let curl end the transfer.
+ * An answer is complete only if its headers were ended by an empty line and
+ * its body by what the headers promised.
+ *
+ * On failure the response says how far the request got: nothing sent,
+ * something sent and no complete answer, answered.
+ */
+#include "postgres.h"
+
+#include <arpa/inet.h>
+
+#include "utils/timestamp.h"
+
+#include "accord.h"
+#include "guc.h"
+#include "http.h"
+#include "http_private.h"
+#include "network.h"
+
+#define KEPT_BUFFER (64 * 1024) /* a larger one is freed after its request */
+#define MAX_HEADER_BYTES (64 * 1024)	/* of an answer, all lines together */
+
+static char *ca_setting = NULL; /* as last seen, malloc'd */
+static int	ca_generation = 0;
+
+/* Header lines that end every request's list; never written to. */
+static char no_expect[] = "Expect:";
+static char user_agent[] = "User-Agent: pg_accord/" ACCORD_VERSION;
+static struct curl_slist no_expect_node = {no_expect, NULL};
+static struct curl_slist user_agent_node = {user_agent, &no_expect_node};
+
+/* ----------
+ * Buffers
+ * ----------
+ */
+
+static bool
+reserve_buffer(AccordBuffer *buffer, size_t size)
+{
+	size_t		enough = Max(buffer->size * 2, 1024);
+	char	   *data;
+
+	if (size <= buffer->size)
+		return true;
+	enough = Max(enough, size);
+	data = realloc(buffer->data, enough);
+	if (data == NULL)
+		return false;
+	buffer->data = data;
+	buffer->size = enough;
+	return true;
+}
+
+static char *
+append_buffer(AccordBuffer *buffer, const char *bytes, size_t len)
+{
+	char	   *start = buffer->data + buffer->len;
+
+	Assert(buffer->size - buffer->len >= len);
+	if (len > 0)
+		memcpy(start, bytes, len);
+	buffer->len += len;
+	return start;
+}
+
+static void
+shrink_buffer(AccordBuffer *buffer)
+{
+	buffer->len = 0;
+	if (buffer->size > KEPT_BUFFER)
+	{
+		free(buffer->data);
+		buffer->data = NULL;
+		buffer->size = 0;
+	}
+}
+
+/* ----------
+ * Answers, as they come
+ * ----------
+ */
+
+static size_t
+on_header(char *line, size_t size, size_t n, void *arg)
+{
+	AccordTransfer *transfer = arg;
+
+	/* informational answers and trailers have lines and ends of their own */
+	transfer->headers_ended = line[0] == '\r' || line[0] == '\n';
+	transfer->header_bytes += size * n;
+	return transfer->header_bytes > MAX_HEADER_BYTES ? 0 : size * n;
+}
+
+/* Keeps what may be kept; to have taken less ends the transfer. */
+static size_t
+on_body(char *bytes, size_t size, size_t n, void *arg)
+{
+	AccordTransfer *transfer = arg;
+	AccordBuffer *body = &transfer->response;
+	size_t		len = size * n;
+	size_t		room = transfer->max_response - body->len;
+
+	if (len > room || !reserve_buffer(body, body->len + len))
+	{
+		transfer->truncated = true;
+		len = reserve_buffer(body, body->len + room) ? room : 0;
+	}
+	append_buffer(body, bytes, len);
+	return transfer->truncated ? CURL_WRITEFUNC_ERROR : len;
+}
+
+/* ----------
+ * Handles
+ * ----------
+ */
+
+/* The certificates' setting may change between any two requests. */
+static void
+follow_certificates(void)
+{
+	const char *setting = accord_ca_file == NULL ? "" : accord_ca_file;
+	char	   *copy;
+
+	if (ca_setting != NULL && strcmp(ca_setting, setting) == 0)
+		return;
+	copy = strdup(setting);
+	if (copy == NULL)
+		return;					/* next time */
+	free(ca_setting);
+	ca_setting = copy;
+	ca_generation++;
+}
+
+static void
+set_certificates(AccordTransfer *transfer)
+{
+	curl_version_info_data *built = curl_version_info(CURLVERSION_NOW);
+	bool		own = ca_setting != NULL && ca_setting[0] != '\0';
+
+	if (transfer->ca_generation == ca_generation)
+		return;
+	curl_easy_setopt(transfer->easy, CURLOPT_CAINFO,
+					 own ? ca_setting : built->cainfo);
+	curl_easy_setopt(transfer->easy, CURLOPT_CAPATH,
+					 own ? NULL : built->capath);
+	transfer->ca_generation = ca_generation;
+}
+
+/* Where a request may go and how it gets there. */
+static void
+set_transport_options(CURL *easy)
+{
+	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+	curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+	curl_easy_setopt(easy, CURLOPT_PROXY, "");
+	curl_easy_setopt(easy, CURLOPT_NOPROXY, "*");
+	curl_easy_setopt(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
+	curl_easy_setopt(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
+	curl_easy_setopt(easy, CURLOPT_PATH_AS_IS, 1L);
+	curl_easy_setopt(easy, CURLOPT_HTTP09_ALLOWED, 0L);
+	curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "");
+	curl_easy_setopt(easy, CURLOPT_HTTPAUTH, (long) CURLAUTH_BASIC);
+	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
+	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+	curl_easy_setopt(easy, CURLOPT_TCP_NODELAY, 1L);
+	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+	curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, 1L);
+}
+
+AccordTransfer *
+accord_http_transfer_create(void)
+{
+	AccordTransfer *transfer = calloc(1, sizeof(AccordTransfer));
+
+	if (transfer == NULL)
+		return NULL;
+	transfer->easy = curl_easy_init();
+	if (transfer->easy == NULL)
+	{
+		free(transfer);
+		return NULL;
+	}
+	set_transport_options(transfer->easy);
+	curl_easy_setopt(transfer->easy, CURLOPT_PRIVATE, transfer);
+	curl_easy_setopt(transfer->easy, CURLOPT_ERRORBUFFER, transfer->error);
+	curl_easy_setopt(transfer->easy, CURLOPT_HEADERFUNCTION, on_header);
+	curl_easy_setopt(transfer->easy, CURLOPT_HEADERDATA, transfer);
+	curl_easy_setopt(transfer->easy, CURLOPT_WRITEFUNCTION, on_body);
+	curl_easy_setopt(transfer->easy, CURLOPT_WRITEDATA, transfer);
+	return transfer;
+}
+
+void
+accord_http_transfer_clear(AccordTransfer *transfer)
+{
+	shrink_buffer(&transfer->request);
+	shrink_buffer(&transfer->response);
+}
+
+/* ----------
+ * Requests
+ * ----------
+ */
+
+/* The next header line, begun by its name; value may follow it. */
+static void
+pack_header(AccordTransfer *transfer, struct curl_slist *node,
+			const char *line, size_t len, const char *value)
+{
+	AccordBuffer *buffer = &transfer->request;
+
+	node->data = append_buffer(buffer, line, len);
+	if (value != NULL)
+		append_buffer(buffer, value, strlen(value));
+	append_buffer(buffer, "", 1);
+	node->next = node + 1;
+}
+
+/*
+ * A line as the caller gave it. With an empty value curl would take the line
+ * to mean "do not send this header"; it has a notation of its own for that.
+ */
+static void
+pack_given_header(AccordTransfer *transfer, struct curl_slist *node,
+				  const char *line)
+{
+	size_t		name = accord_http_token_length(line);
+
+	if (line[name + 1 + strspn(line + name + 1, " \t")] == '\0')
+		pack_header(transfer, node, line, name, ";");
+	else
+		pack_header(transfer, node, line, strlen(line), NULL);
+}
+
+/* Returns the nodes used: none or one. */
+static int
+pack_auth_header(AccordTransfer *transfer, struct curl_slist *node,
+				 const AccordHttpRequest *request)
+{
+	static const char bearer[] = "Authorization: Bearer ";
+
+	if (request->auth == ACCORD_HTTP_AUTH_BEARER)
+		pack_header(transfer, node, bearer, strlen(bearer),
+					request->auth_secret);
+	else if (request->auth == ACCORD_HTTP_AUTH_HEADER)
+	{
+		pack_header(transfer, node, request->auth_name,
+					strlen(request->auth_name), ": ");
+		transfer->request.len--;	/* the value takes the place of its end */
+		append_buffer(&transfer->request, request->auth_secret,
+					  strlen(request->auth_secret) + 1);
+	}
+	else
+		return 0;
+	return 1;
+}
+
+/* Bytes that pack_request() needs at most. */
+static size_t
+measure_request(const AccordHttpRequest *request)
+{
+	size_t		size = (request->n_headers + 2) * sizeof(struct curl_slist);
+
+	for (int i = 0; i < request->n_headers; i++)
+		size += strlen(request->headers[i]) + 2;
+	if (request->auth_name != NULL)
+		size += strlen(request->auth_name);
+	if (request->auth_secret != NULL)
+		size += strlen(request->auth_secret);
+	return size + 64 + request->body_len;
+}
+
+/*
+ * Copies headers and body into the transfer's buffer: nodes of curl's list,
+ * the lines they point to, the body. Returns the body, or NULL when there is
+ * no memory.
+ */
+static const char *
+pack_request(AccordTransfer *transfer, const AccordHttpRequest *request)
+{
+	AccordBuffer *buffer = &transfer->request;
+	struct curl_slist *nodes;
+	bool		own_agent = false;
+	bool		typed = request->body == NULL &&
+	!accord_http_wants_body(request->method);
+	int			n = 0;
+
+	if (!reserve_buffer(buffer, measure_request(request)))
+		return NULL;
+	nodes = (struct curl_slist *) buffer->data;
+	buffer->len = (request->n_headers + 2) * sizeof(struct curl_slist);
+	for (int i = 0; i < request->n_headers; i++)
+	{
+		const char *line = request->headers[i];
+
+		own_agent |= accord_http_is_header(line, "User-Agent");
+		typed |= accord_http_is_header(line, "Content-Type");
+		pack_given_header(transfer, &nodes[n++], line);
+	}
+	n += pack_auth_header(transfer, &nodes[n], request);
+	if (!typed)					/* else curl would claim it to be a form */
+		pack_header(transfer, &nodes[n++], "Content-Type:", 13, NULL);
+
+	transfer->headers = own_agent ? &no_expect_node : &user_agent_node;
+	if (n > 0)
+	{
+		nodes[n - 1].next = transfer->headers;
+		transfer->headers = nodes;
+	}
+	return append_buffer(buffer, request->body, request->body_len);
+}
+
+static CURLcode
+set_method(AccordTransfer *transfer, const AccordHttpRequest *request,
+		   const char *body)
+{
+	CURL	   *easy = transfer->easy;
+
+	if (request->body != NULL || accord_http_wants_body(request->method))
+	{
+		curl_easy_setopt(easy, CURLOPT_POST, 1L);
+		curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE,
+						 (curl_off_t) request->body_len);
+		curl_easy_setopt(easy, CURLOPT_POSTFIELDS, body);
+	}
+	else if (strcmp(request->method, "HEAD") == 0)
+		curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
+	else
+		curl_easy_setopt(easy, CURLOPT_HTTPGET, 1L);
+	return curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method);
+}
+
+static CURLcode
+set_basic_auth(AccordTransfer *transfer, const AccordHttpRequest *request)
+{
+	bool		basic = request->auth == ACCORD_HTTP_AUTH_BASIC;
+	CURLcode	code = CURLE_OK;
+
+	if (basic || transfer->basic_auth)
+	{
+		code = curl_easy_setopt(transfer->easy, CURLOPT_USERNAME,
+								basic ? request->auth_name : NULL);
+		if (code == CURLE_OK)
+			code = curl_easy_setopt(transfer->easy, CURLOPT_PASSWORD,
+									basic ? request->auth_secret : NULL);
+	}
+	transfer->basic_auth = basic;
+	return code;
+}
+
+/*
+ * A request that must not be repeated gets a connection of its own: curl
+ * quietly sends again what it sent on a kept connection that turns out dead,
+ * and with HTTP/2 another request could join and make it a kept one.
+ */
+static void
+set_connection(AccordTransfer *transfer, const AccordHttpRequest *request)
+{
+	CURL	   *easy = transfer->easy;
+	bool		tls = pg_tolower((unsigned char) request->url[4]) == 's';
+
+	curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, (long) request->once);
+	curl_easy_setopt(easy, CURLOPT_FORBID_REUSE, (long) request->once);
+	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION,
+					 (long) (request->once ? CURL_HTTP_VERSION_1_1 :
+							 CURL_HTTP_VERSION_2TLS));
+	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, (long) (tls && !request->once));
+	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS,
+					 (long) request->connect_timeout_ms);
+	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long) request->timeout_ms);
+	curl_easy_setopt(easy, CURLOPT_LOW_SPEED_TIME,
+					 (long) request->stall_timeout_s);
+}
+
+bool
+accord_http_transfer_prepare(AccordTransfer *transfer,
+							 const AccordHttpRequest *request)
+{
+	const char *body = pack_request(transfer, request);
+
+	if (body == NULL ||
+		curl_easy_setopt(transfer->easy, CURLOPT_URL,
+						 request->url) != CURLE_OK ||
+		set_method(transfer, request, body) != CURLE_OK ||
+		set_basic_auth(transfer, request) != CURLE_OK)
+		return false;
+	curl_easy_setopt(transfer->easy, CURLOPT_HTTPHEADER, transfer->headers);
+	set_connection(transfer, request);
+	follow_certificates();
+	set_certificates(transfer);
+
+	transfer->timeout_ms = request->timeout_ms;
+	transfer->max_response = request->max_response;
+	transfer->is_delete = strcmp(request->method, "DELETE") == 0;
+	transfer->header_bytes = 0;
+	transfer->headers_ended = false;
+	transfer->truncated = false;
+	transfer->opened = false;
+	transfer->refused = false;
+	transfer->error[0] = '\0';
+	return true;
+}
+
+/* ----------
+ * Responses
+ * ----------
+ */
+
+/* Why a transfer failed before any of the request was sent. */
+static AccordTransport
+classify_start(const AccordTransfer *transfer)
+{
+	switch (transfer->code)
+	{
+		case CURLE_URL_MALFORMAT:
+		case CURLE_UNSUPPORTED_PROTOCOL:
+		case CURLE_LOGIN_DENIED:
+		case CURLE_BAD_FUNCTION_ARGUMENT:
+			return ACCORD_TRANSPORT_INVALID;
+		default:
+			return ACCORD_TRANSPORT_UNREACHABLE;
+	}
+}
+
+/* Why a transfer failed after some of the request was sent. */
+static AccordTransport
+classify_exchange(const AccordTransfer *transfer)
+{
+	switch (transfer->code)
+	{
+		case CURLE_OPERATION_TIMEDOUT:
+			/* curl counts whole milliseconds */
+			return transfer->ended - transfer->started + 2 >=
+				transfer->timeout_ms ?
+				ACCORD_TRANSPORT_TIMEOUT : ACCORD_TRANSPORT_STALLED;
+		case CURLE_COULDNT_RESOLVE_HOST:
+		case CURLE_COULDNT_CONNECT:
+		case CURLE_SSL_CONNECT_ERROR:
+		case CURLE_PEER_FAILED_VERIFICATION:
+			return ACCORD_TRANSPORT_UNREACHABLE;
+		case CURLE_WEIRD_SERVER_REPLY:
+		case CURLE_WRITE_ERROR: /* headers beyond our limit */
+		case CURLE_OUT_OF_MEMORY:	/* a header line beyond curl's limit */
+		case CURLE_UNSUPPORTED_PROTOCOL:	/* HTTP/0.9, so to say */
+		case CURLE_BAD_CONTENT_ENCODING:
+			return ACCORD_TRANSPORT_GARBAGE;
+		default:
+			return ACCORD_TRANSPORT_CUT_OFF;
+	}
+}
+
+/*
+ * How the transfer ended. Whether anything of the request left is known from
+ * the bytes written to the connection; what failed before is a matter of
+ * reaching the server, whatever curl calls it.
+ */
+static AccordTransport
+classify_end(const AccordTransfer *transfer, bool sent)
+{
+	if (transfer->truncated)
+		return ACCORD_TRANSPORT_OK;
+	if (transfer->code == CURLE_OK)
+		return transfer->headers_ended ? ACCORD_TRANSPORT_OK :
+			ACCORD_TRANSPORT_CUT_OFF;
+	if (transfer->refused && !transfer->opened)
+		return ACCORD_TRANSPORT_REFUSED;
+	return sent ? classify_exchange(transfer) : classify_start(transfer);
+}
+
+/* Says what went wrong; curl's words may quote the server's bytes. */
+static void
+describe_end(AccordTransfer *transfer, AccordTransport transport)
+{
+	char		address[INET6_ADDRSTRLEN];
+
+	if (transport == ACCORD_TRANSPORT_REFUSED)
+	{
+		accord_network_format(&transfer->refused_address, address,
+							  sizeof(address));
+		snprintf(transfer->error, sizeof(transfer->error),
+				 "address %s is in a refused network", address);
+	}
+	else if (transfer->header_bytes > MAX_HEADER_BYTES)
+		snprintf(transfer->error, sizeof(transfer->error),
+				 "headers of the answer exceed %d bytes", MAX_HEADER_BYTES);
+	else if (transport == ACCORD_TRANSPORT_CUT_OFF &&
+			 transfer->code == CURLE_OK)
+		snprintf(transfer->error, sizeof(transfer->error),
+				 "the answer ended within its headers");
+	else if (transport == ACCORD_TRANSPORT_GARBAGE &&
+			 transfer->code == CURLE_OUT_OF_MEMORY)
+		snprintf(transfer->error, sizeof(transfer->error),
+				 "a header line of the answer is too long");
+	else if (transfer->error[0] == '\0')
+		strlcpy(transfer->error, curl_easy_strerror(transfer->code),
+				sizeof(transfer->error));
+	for (char *c = transfer->error; *c != '\0'; c++)
+	{
+		if ((unsigned char) *c < ' ' || (unsigned char) *c > '~')
+			*c = '?';
+	}
+}
+
+/* A header of the final answer, or NULL; valid until the next look-up. */
+static const char *
+find_answer_header(AccordTransfer *transfer, const char *name)
+{
+	struct curl_header *header;
+
+	if (curl_easy_header(transfer->easy, name, 0, CURLH_HEADER, -1,
+						 &header) != CURLHE_OK)
+		return NULL;
+	return header->value;
+}
+
+static const char *
+find_request_id(AccordTransfer *transfer)
+{
+	const char *id = find_answer_header(transfer, "X-Request-Id");
+
+	if (id == NULL)
+		id = find_answer_header(transfer, "Request-Id");
+	if (id == NULL || id[0] == '\0')
+		return NULL;
+	strlcpy(transfer->request_id, id, sizeof(transfer->request_id));
+	return transfer->request_id;
+}
+
+static void
+fill_result(AccordTransfer *transfer, AccordResult *result)
+{
+	long		sent = 0;
+	long		status = 0;
+	const char *after = NULL;
+
+	curl_easy_getinfo(transfer->easy, CURLINFO_REQUEST_SIZE, &sent);
+	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+	if (status >= 300)
+		after = find_answer_header(transfer, "Retry-After");
+	result->transport = classify_end(transfer, sent > 0);
+	if (result->transport == ACCORD_TRANSPORT_OK)
+		result->sent = ACCORD_SENT_YES;
+	else
+		result->sent = sent > 0 ? ACCORD_SENT_UNKNOWN : ACCORD_SENT_NO;
+	result->status = status >= 200 ? (int) status : 0;
+	result->is_delete = transfer->is_delete;
+	result->retry_after_ms = after == NULL ? -1 :
+		accord_retry_after_parse(after, GetCurrentTimestamp());
+}
+
+void
+accord_http_transfer_respond(AccordTransfer *transfer,
+							 AccordHttpResponse *response)
+{
+	memset(response, 0, sizeof(AccordHttpResponse));
+	response->owner = transfer->owner;
+	fill_result(transfer, &response->result);
+	response->duration_ms = transfer->ended - transfer->started;
+	if (response->result.transport != ACCORD_TRANSPORT_OK)
+	{
+		describe_end(transfer, response->result.transport);
+		response->error = transfer->error;
+	}
+	response->body = transfer->response.data;
+	response->body_len = transfer->response.len;
+	response->truncated = transfer->truncated;
+	response->request_id = find_request_id(transfer);
+}

@@ -1,0 +1,19 @@
+/*
+ * identity.h: exports of identity.c
+ *
+ * Layer 4: whether this database is the one its data was dispatched from.
+ */
+#ifndef ACCORD_IDENTITY_H
+#define ACCORD_IDENTITY_H
+
+/*
+ * True when accord.identity knows this database and no other (an empty one is
+ * filled in). False: this is a copy, which must not talk to the world. In a
+ * worker's transaction with a snapshot; looks again only after a change.
+ */
+extern bool accord_identity_here(void);
+
+/* Whether accord_identity_here() would look again. */
+extern bool accord_identity_stale(void);
+
+#endif							/* ACCORD_IDENTITY_H */

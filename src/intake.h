@@ -1,0 +1,39 @@
+/*
+ * intake.h: exports of intake.c
+ *
+ * Layer 5: from the log and the backlog into a dispatcher's memory.
+ */
+#ifndef ACCORD_INTAKE_H
+#define ACCORD_INTAKE_H
+
+#include "endpoint.h"
+
+/* Recovers what was owed when the last dispatcher of this number ended. */
+extern void accord_intake_start(AccordDesk *desk);
+
+/*
+ * Reads on, in one transaction: the log as far as it is safe, pages of
+ * endpoints that lag, exceptions that were left in the backlog. A slice at a
+ * time: true when there is more to be read at once.
+ */
+extern bool accord_intake_read(AccordDesk *desk);
+
+/* Whether endpoints have room for what was left on disk. */
+extern bool accord_intake_hungry(AccordDesk *desk);
+
+/* Queues the deliveries that are due. */
+extern void accord_intake_due(AccordDesk *desk, TimestampTz now);
+
+/*
+ * Reads the events of TAKEN deliveries that have none in memory. In a
+ * transaction. An event that is not in the log any more stays NULL.
+ */
+extern void accord_intake_events(AccordDesk *desk,
+								 AccordDelivery **deliveries, int n);
+
+/* Today's configuration of a delivery; false: its channel or route is gone. */
+extern bool accord_intake_route(AccordDelivery *delivery,
+								AccordChannel **channel,
+								AccordAccount **account, AccordRoute **route);
+
+#endif							/* ACCORD_INTAKE_H */

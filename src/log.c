@@ -1,0 +1,419 @@
+/*
+ * log.c: appending to the commit-ordered log.
+ *
+ * Runs in the application's backends. An event is inserted into the ring's
+ * current slot as it is made; when the transaction commits it gets its place
+ * in the commit order, and one row in commit_log.
+ *
+ * Invariants
+ *   - A transaction's events lie in one slot: the slot is read once, at its
+ *     first event. Any slot will do for correctness; one makes reading cheap.
+ *   - Between publishing its floor and leaving the proc array a writer's
+ *     commit number is at or above that floor. So a reader that computes the
+ *     safe number first and takes its snapshot afterwards sees every commit up
+ *     to it (DESIGN section 4).
+ *   - Every event row whose transaction committed has exactly one commit_log
+ *     row; a transaction whose events were all rolled back to a savepoint has
+ *     none.
+ *
+ * No lock is shared between writers but those of the sequences' pages.
+ *
+ * On failure: an error anywhere before the commit record aborts the
+ * transaction as usual; the abort callback takes the floor down and wakes the
+ * readers, as what they held back for may now be read. FATAL goes the same
+ * way; a crash clears shared memory.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "accord.h"
+#include "db.h"
+#include "guc.h"
+#include "idempotency.h"
+#include "log.h"
+#include "shmem.h"
+
+/* Events of a subtransaction that may still be rolled back. */
+typedef struct SubCount
+{
+	SubTransactionId id;
+	int			events;
+	struct SubCount *parent;
+} SubCount;
+
+/* The current transaction's part of the log. */
+static struct
+{
+	int64		tx_id;			/* 0: no event yet */
+	int			slot;
+	int			ord;			/* last one given */
+	int			events;			/* that stand, without those in subs */
+	SubCount   *subs;			/* innermost first; TopTransactionContext */
+}			tx;
+
+static bool callbacks_registered = false;
+static bool truncating = false; /* the guard lets ring maintenance through */
+
+PG_FUNCTION_INFO_V1(accord_log_guard);
+
+static void at_transaction_event(XactEvent event, void *arg);
+static void at_subtransaction_event(SubXactEvent event, SubTransactionId id,
+									SubTransactionId parent, void *arg);
+
+void
+accord_log_require_preload(void)
+{
+	if (!accord_shmem_ready())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("pg_accord must be loaded via "
+						"shared_preload_libraries"),
+				 errhint("Add pg_accord to shared_preload_libraries in "
+						 "postgresql.conf and restart the server.")));
+}
+
+/*
+ * UUID version 7 (RFC 9562 section 5.7): 48 bits of milliseconds, 12 bits of
+ * the fraction (method 3 of section 6.2), 62 random bits.
+ */
+static pg_uuid_t *
+make_event_id(TimestampTz now)
+{
+	static uint8 pool[512];		/* random bytes, drawn many at a time */
+	static int	left = 0;
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+	uint64		us = (uint64) now +
+		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+	uint64		ms = us / 1000;
+	uint32		fraction = (uint32) ((us % 1000) * 4096 / 1000);
+
+	if (left < 8)
+	{
+		if (!pg_strong_random(pool, sizeof(pool)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate a random event_id"),
+					 errhint("Check the operating system's random number "
+							 "source.")));
+		left = sizeof(pool);
+	}
+	left -= 8;
+	for (int i = 0; i < 6; i++)
+		id->data[i] = (uint8) (ms >> (40 - 8 * i));
+	id->data[6] = 0x70 | (uint8) (fraction >> 8);
+	id->data[7] = (uint8) fraction;
+	memcpy(&id->data[8], &pool[left], 8);
+	id->data[8] = 0x80 | (id->data[8] & 0x3F);
+	return id;
+}
+
+/* Draws the transaction's number and pins its slot, at its first event. */
+static void
+join_transaction(void)
+{
+	if (!callbacks_registered)
+	{
+		RegisterXactCallback(at_transaction_event, NULL);
+		RegisterSubXactCallback(at_subtransaction_event, NULL);
+		callbacks_registered = true;
+	}
+	if (tx.tx_id != 0)
+		return;
+	accord_log_require_preload();
+	tx.slot = accord_db_sequence_last(accord_db_relid("log_slot")) %
+		ACCORD_LOG_SLOTS;
+	tx.tx_id = accord_db_sequence_next(accord_db_relid("tx_seq"));
+	tx.ord = 0;
+	tx.events = 0;
+	tx.subs = NULL;
+}
+
+/* Counts an event where it will be uncounted if its savepoint rolls back. */
+static void
+count_event(void)
+{
+	SubTransactionId id = GetCurrentSubTransactionId();
+
+	if (id == TopSubTransactionId)
+	{
+		tx.events++;
+		return;
+	}
+	if (tx.subs == NULL || tx.subs->id != id)
+	{
+		SubCount   *sub = MemoryContextAlloc(TopTransactionContext,
+											 sizeof(SubCount));
+
+		sub->id = id;
+		sub->events = 0;
+		sub->parent = tx.subs;
+		tx.subs = sub;
+	}
+	tx.subs->events++;
+}
+
+bool
+accord_log_append(Datum *values, bool *nulls)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Relation	rel;
+	HeapTuple	tuple;
+
+	join_transaction();
+
+#define SET(column, value) \
+	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
+	SET(ACCORD_EVENT_EVENT_ID, UUIDPGetDatum(make_event_id(now)));
+	SET(ACCORD_EVENT_RECORDED_AT, TimestampTzGetDatum(now));
+	if (nulls[ACCORD_EVENT_OCCURRED_AT - 1])
+		SET(ACCORD_EVENT_OCCURRED_AT, TimestampTzGetDatum(now));
+	if (!nulls[ACCORD_EVENT_IDEMPOTENCY_KEY - 1] &&
+		!accord_idempotency_claim(values, nulls))
+		return false;
+	SET(ACCORD_EVENT_TX_ID, Int64GetDatum(tx.tx_id));
+	SET(ACCORD_EVENT_SLOT, Int16GetDatum(tx.slot));
+	SET(ACCORD_EVENT_ORD, Int32GetDatum(++tx.ord));
+#undef SET
+
+	rel = table_open(accord_db_slot_relid("event_log", tx.slot),
+					 RowExclusiveLock);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	accord_db_insert(rel, &tuple, 1);
+	heap_freetuple(tuple);
+	table_close(rel, NoLock);
+	count_event();
+	return true;
+}
+
+/* A text setting as a nullable column value. */
+static Datum
+setting_datum(const char *value, bool *isnull)
+{
+	*isnull = (value == NULL || value[0] == '\0');
+	return *isnull ? (Datum) 0 : CStringGetTextDatum(value);
+}
+
+/* The client's address, converted once per backend. */
+static Datum
+client_address(bool *isnull)
+{
+	static bool known = false;
+	static Datum address;
+	static bool address_null;
+
+	if (!known)
+	{
+		LOCAL_FCINFO(fcinfo, 0);
+		Datum		result;
+
+		InitFunctionCallInfoData(*fcinfo, NULL, 0, InvalidOid, NULL, NULL);
+		result = inet_client_addr(fcinfo);
+		address_null = fcinfo->isnull;
+		if (!address_null)
+		{
+			MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+			address = datumCopy(result, false, -1);
+			MemoryContextSwitchTo(old);
+		}
+		known = true;
+	}
+	*isnull = address_null;
+	return address;
+}
+
+static void
+insert_commit_row(int64 seq)
+{
+	Datum		values[ACCORD_COMMIT_COLUMNS];
+	bool		nulls[ACCORD_COMMIT_COLUMNS] = {0};
+	Relation	rel = table_open(accord_db_slot_relid("commit_log", tx.slot),
+								 RowExclusiveLock);
+	HeapTuple	tuple;
+
+#define SET(column, value) (values[(column) - 1] = (value))
+#define SET_TEXT(column, value) \
+	(values[(column) - 1] = setting_datum((value), &nulls[(column) - 1]))
+	SET(ACCORD_COMMIT_SEQ, Int64GetDatum(seq));
+	SET(ACCORD_COMMIT_TX_ID, Int64GetDatum(tx.tx_id));
+	SET(ACCORD_COMMIT_COMMITTED_AT, TimestampTzGetDatum(GetCurrentTimestamp()));
+	SET(ACCORD_COMMIT_ROLE, ObjectIdGetDatum(GetUserId()));
+	SET(ACCORD_COMMIT_EVENTS, Int32GetDatum(tx.events));
+	SET(ACCORD_COMMIT_SLOT, Int16GetDatum(tx.slot));
+	SET(ACCORD_COMMIT_CLIENT_ADDR,
+		client_address(&nulls[ACCORD_COMMIT_CLIENT_ADDR - 1]));
+	SET_TEXT(ACCORD_COMMIT_ACTOR, accord_actor);
+	SET_TEXT(ACCORD_COMMIT_APPLICATION_NAME, application_name);
+	SET_TEXT(ACCORD_COMMIT_REASON, accord_reason);
+	SET_TEXT(ACCORD_COMMIT_CORRELATION_ID, accord_correlation_id);
+#undef SET_TEXT
+#undef SET
+
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	accord_db_insert(rel, &tuple, 1);
+	table_close(rel, NoLock);
+}
+
+/*
+ * Gives the committing transaction its place. The floor is published before
+ * the number is drawn, so that no reader can pass it by; it is raised to the
+ * number itself once that is known. The sequence's page lock orders the
+ * publication before any reader's view of a number at or above it.
+ */
+static void
+take_place(void)
+{
+	Oid			sequence = accord_db_relid("commit_seq");
+	int64		seq;
+
+	accord_shmem_floor_publish(accord_db_sequence_last(sequence) + 1);
+	seq = accord_db_sequence_next(sequence);
+	accord_shmem_floor_publish(seq);
+
+	PushActiveSnapshot(GetTransactionSnapshot());	/* toasting wants one */
+	insert_commit_row(seq);
+	PopActiveSnapshot();
+}
+
+static void
+at_transaction_event(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (tx.events > 0)
+				take_place();
+			break;
+
+		case XACT_EVENT_PRE_PREPARE:
+			if (tx.events > 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has "
+								"written events to accord.outbox"),
+						 errhint("Write the events in a transaction that "
+								 "ends with COMMIT.")));
+			tx.tx_id = 0;
+			break;
+
+		case XACT_EVENT_COMMIT:
+			if (tx.events > 0)
+			{
+				accord_shmem_commit_lsn_raise(XactLastCommitEnd);
+				accord_shmem_floor_clear();
+				accord_shmem_wake_dispatchers();
+			}
+			tx.tx_id = 0;
+			tx.events = 0;
+			break;
+
+		case XACT_EVENT_ABORT:
+			/* others may have waited for this floor alone */
+			if (tx.tx_id != 0 && accord_shmem_floor_clear())
+				accord_shmem_wake_dispatchers();
+			tx.tx_id = 0;
+			tx.events = 0;
+			break;
+
+		default:
+			break;
+	}
+}
+
+/* Hands a savepoint's count to its parent, or forgets it. */
+static void
+at_subtransaction_event(SubXactEvent event, SubTransactionId id,
+						SubTransactionId parent, void *arg)
+{
+	SubCount   *sub = tx.subs;
+
+	if (tx.tx_id == 0 || sub == NULL || sub->id != id)
+		return;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		tx.subs = sub->parent;
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		if (parent == TopSubTransactionId)
+		{
+			tx.events += sub->events;
+			tx.subs = sub->parent;
+		}
+		else if (sub->parent != NULL && sub->parent->id == parent)
+		{
+			sub->parent->events += sub->events;
+			tx.subs = sub->parent;
+		}
+		else
+			sub->id = parent;
+	}
+}
+
+/*
+ * Trigger: rows of a log are for good. INSERT is for a restore, which brings
+ * whole rows; whoever has no tx_id to give means accord.outbox.
+ */
+Datum
+accord_log_guard(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	const char *name;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		elog(ERROR, "accord.log_guard() was not called by a trigger");
+	name = RelationGetRelationName(trigger->tg_relation);
+
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+	{
+		bool		isnull = true;
+		int			column = SPI_fnumber(trigger->tg_relation->rd_att, "slot");
+
+		heap_getattr(trigger->tg_trigtuple, column,
+					 trigger->tg_relation->rd_att, &isnull);
+		if (isnull)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("cannot insert into log \"%s\" directly", name),
+					 errhint("INSERT INTO accord.outbox instead.")));
+		return PointerGetDatum(trigger->tg_trigtuple);
+	}
+	if (!truncating)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot change or remove rows of log \"%s\"", name),
+				 errhint("Append an event that says what is true now; old "
+						 "rows go by retention.")));
+	return PointerGetDatum(NULL);
+}
+
+void
+accord_log_truncate(const char *tables)
+{
+	truncating = true;
+	PG_TRY();
+	{
+		if (SPI_execute(psprintf("TRUNCATE %s", tables), false, 0) !=
+			SPI_OK_UTILITY)
+			elog(ERROR, "could not truncate %s", tables);
+	}
+	PG_FINALLY();
+	{
+		truncating = false;
+	}
+	PG_END_TRY();
+}

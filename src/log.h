@@ -1,0 +1,131 @@
+/*
+ * log.h: exports of log.c (append) and logread.c (read)
+ *
+ * Layer 4: the commit-ordered log.
+ */
+#ifndef ACCORD_LOG_H
+#define ACCORD_LOG_H
+
+#include "datatype/timestamp.h"
+#include "executor/tuptable.h"
+
+/* Columns of accord.event_log, in order; 1 is the first. */
+typedef enum AccordEventColumn
+{
+	ACCORD_EVENT_TX_ID = 1,
+	ACCORD_EVENT_ORD,
+	ACCORD_EVENT_SLOT,
+	ACCORD_EVENT_EVENT_ID,
+	ACCORD_EVENT_OCCURRED_AT,
+	ACCORD_EVENT_RECORDED_AT,
+	ACCORD_EVENT_DELIVER_AT,
+	ACCORD_EVENT_TOPIC,
+	ACCORD_EVENT_KEY,
+	ACCORD_EVENT_OP,
+	ACCORD_EVENT_SOURCE,
+	ACCORD_EVENT_ACCOUNT,
+	ACCORD_EVENT_CHANNELS,
+	ACCORD_EVENT_IDEMPOTENCY_KEY,
+	ACCORD_EVENT_PAYLOAD,
+	ACCORD_EVENT_BEFORE,
+	ACCORD_EVENT_HEADERS,
+	ACCORD_EVENT_COLUMNS = ACCORD_EVENT_HEADERS
+} AccordEventColumn;
+
+/* Columns of accord.commit_log. */
+typedef enum AccordCommitColumn
+{
+	ACCORD_COMMIT_SEQ = 1,
+	ACCORD_COMMIT_TX_ID,
+	ACCORD_COMMIT_COMMITTED_AT,
+	ACCORD_COMMIT_ROLE,
+	ACCORD_COMMIT_EVENTS,
+	ACCORD_COMMIT_SLOT,
+	ACCORD_COMMIT_ACTOR,
+	ACCORD_COMMIT_APPLICATION_NAME,
+	ACCORD_COMMIT_CLIENT_ADDR,
+	ACCORD_COMMIT_REASON,
+	ACCORD_COMMIT_CORRELATION_ID,
+	ACCORD_COMMIT_COLUMNS = ACCORD_COMMIT_CORRELATION_ID
+} AccordCommitColumn;
+
+/*
+ * Appends an event to the current transaction. values and nulls are indexed by
+ * column number - 1; topic, op and what the author knows are given, the rest
+ * (tx_id, ord, slot, event_id, occurred_at when null, recorded_at) is filled
+ * in here. The caller has checked the values. Raises when the library was not
+ * preloaded. Returns false, appending nothing, when idempotency_key is known
+ * with the same content; raises when it is known with another.
+ */
+extern bool accord_log_append(Datum *values, bool *nulls);
+
+/* Raises the clear error when there is no shared memory to keep order in. */
+extern void accord_log_require_preload(void);
+
+/* Lets ring maintenance past the guard: TRUNCATE of partitions, named as in
+ * SQL ("accord.event_log_3, accord.commit_log_3"). Needs SPI connected. */
+extern void accord_log_truncate(const char *tables);
+
+/*
+ * The highest commit number below which nothing is still to become visible.
+ * Take the snapshot afterwards.
+ */
+extern int64 accord_log_safe_seq(void);
+
+/*
+ * A place in the log: everything up to event ord of transaction seq has been
+ * read. ACCORD_ORD_ALL: that transaction's events all.
+ */
+typedef struct AccordPoint
+{
+	int64		seq;
+	int			ord;
+} AccordPoint;
+
+#define ACCORD_ORD_ALL PG_INT32_MAX
+
+static inline int
+accord_point_compare(AccordPoint a, AccordPoint b)
+{
+	if (a.seq != b.seq)
+		return a.seq < b.seq ? -1 : 1;
+	return (a.ord > b.ord) - (a.ord < b.ord);
+}
+
+/*
+ * Reading: what lies after a point, up to the end of transaction upto, in
+ * commit order, each transaction's events in order, under the active snapshot.
+ */
+typedef struct AccordLogReader AccordLogReader;
+
+/* One commit; strings and tuple live until the next one is read. */
+typedef struct AccordCommit
+{
+	int64		seq;
+	int64		tx_id;
+	TimestampTz committed_at;
+	int			slot;
+	int			events;
+	TupleTableSlot *row;		/* of commit_log */
+} AccordCommit;
+
+extern AccordLogReader *accord_log_open(AccordPoint after, int64 upto);
+extern bool accord_log_next_commit(AccordLogReader *reader,
+								   AccordCommit *commit);
+/* The next event of that commit: a slot of event_log, or NULL. */
+extern TupleTableSlot *accord_log_next_event(AccordLogReader *reader);
+extern void accord_log_close(AccordLogReader *reader);
+
+/*
+ * One event by its place; NULL when it is not there (any more). The slot
+ * lives until the next call or the reader's end. Opened with
+ * accord_log_open() of an empty range when nothing else is to be read.
+ */
+extern TupleTableSlot *accord_log_event(AccordLogReader *reader, int slot,
+										int64 tx_id, int ord);
+
+/* One commit row by its number; false when it is not there (any more). */
+extern bool accord_log_commit(AccordLogReader *reader, int64 seq,
+							  AccordCommit *commit);
+
+#endif							/* ACCORD_LOG_H */

@@ -1,0 +1,246 @@
+/*
+ * outbox.c: INSERT INTO accord.outbox.
+ *
+ * Runs in the application's backends, as INSTEAD OF triggers of the view. A
+ * row is checked in full before anything is written: what is wrong with it is
+ * said now, not at delivery.
+ *
+ * On failure the statement raises and the transaction decides.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "fmgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "accord.h"
+#include "config.h"
+#include "log.h"
+
+/* Columns of accord.outbox, in order, as columns of event_log. */
+static const AccordEventColumn outbox_columns[] = {
+	ACCORD_EVENT_EVENT_ID, ACCORD_EVENT_TOPIC, ACCORD_EVENT_KEY,
+	ACCORD_EVENT_OP, ACCORD_EVENT_PAYLOAD, ACCORD_EVENT_BEFORE,
+	ACCORD_EVENT_SOURCE, ACCORD_EVENT_ACCOUNT, ACCORD_EVENT_CHANNELS,
+	ACCORD_EVENT_DELIVER_AT, ACCORD_EVENT_IDEMPOTENCY_KEY,
+	ACCORD_EVENT_HEADERS, ACCORD_EVENT_OCCURRED_AT, ACCORD_EVENT_RECORDED_AT,
+	ACCORD_EVENT_TX_ID, ACCORD_EVENT_ORD
+};
+
+/* Columns that nobody may give. */
+static const struct
+{
+	AccordEventColumn column;
+	const char *name;
+}			given_columns[] = {
+	{ACCORD_EVENT_EVENT_ID, "event_id"},
+	{ACCORD_EVENT_RECORDED_AT, "recorded_at"},
+	{ACCORD_EVENT_TX_ID, "tx_id"},
+	{ACCORD_EVENT_ORD, "ord"}
+};
+
+PG_FUNCTION_INFO_V1(accord_outbox_insert);
+PG_FUNCTION_INFO_V1(accord_outbox_refuse);
+PG_FUNCTION_INFO_V1(accord_control_append);
+
+/* A text column; NULL when null. */
+static char *
+text_of(const Datum *values, const bool *nulls, AccordEventColumn column)
+{
+	return nulls[column - 1] ? NULL : TextDatumGetCString(values[column - 1]);
+}
+
+static void
+refuse_given(const bool *nulls)
+{
+	for (int i = 0; i < lengthof(given_columns); i++)
+		if (!nulls[given_columns[i].column - 1])
+			ereport(ERROR,
+					(errcode(ERRCODE_GENERATED_ALWAYS),
+					 errmsg("cannot insert a value into column \"%s\" of "
+							"accord.outbox", given_columns[i].name),
+					 errhint("Leave it out and read it by RETURNING; to "
+							 "recognise a repeated event give "
+							 "idempotency_key.")));
+}
+
+static void
+check_topic(const char *topic)
+{
+	if (topic == NULL || topic[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_NOT_NULL_VIOLATION),
+				 errmsg("event in accord.outbox has no topic"),
+				 errhint("Give what kind of thing it is about, such as "
+						 "'rate.changed'.")));
+	if (strlen(topic) > ACCORD_MAX_TOPIC)
+		ereport(ERROR,
+				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("topic \"%.40s...\" is longer than %d bytes", topic,
+						ACCORD_MAX_TOPIC),
+				 errhint("Put what tells one thing from another into key.")));
+	if (strncmp(topic, "accord.", 7) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("topic \"%s\" is reserved", topic),
+				 errhint("Choose a topic that does not begin with "
+						 "\"accord.\".")));
+	for (const char *p = topic; *p != '\0'; p++)
+		if ((unsigned char) *p <= ' ' || *p == 0x7F || *p == '*')
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("topic \"%s\" holds a blank, a control character "
+							"or \"*\"", topic),
+					 errhint("Use letters, digits, dots and dashes.")));
+}
+
+static void
+check_key(const char *key)
+{
+	if (key != NULL && strlen(key) > ACCORD_MAX_KEY)
+		ereport(ERROR,
+				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("key \"%.40s...\" is longer than %d bytes", key,
+						ACCORD_MAX_KEY),
+				 errhint("Put the bulk of it into payload.")));
+}
+
+static void
+check_op(const char *op)
+{
+	if (accord_config_op(op) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("op \"%s\" of an event is not known", op),
+				 errhint("Use insert, update, delete, truncate or event.")));
+}
+
+/* Explicit addresses must exist: an event for nobody would be lost. */
+static void
+check_channels(Datum channels)
+{
+	ArrayType  *array = DatumGetArrayTypeP(channels);
+	Datum	   *names;
+	bool	   *nulls;
+	int			n;
+	AccordConfig *config;
+
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &names, &nulls,
+					  &n);
+	if (n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("channels of an event is an empty array"),
+				 errhint("Leave it null to have the routes decide.")));
+	config = accord_config_get();
+	for (int i = 0; i < n; i++)
+	{
+		if (nulls[i] ||
+			accord_config_channel(config,
+								  TextDatumGetCString(names[i])) == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("channel \"%s\" does not exist",
+							nulls[i] ? "null" : TextDatumGetCString(names[i])),
+					 errhint("INSERT INTO accord.channel first, or correct "
+							 "the name in channels.")));
+	}
+}
+
+/* The row is the author's; returns nothing, raises what is wrong. */
+static void
+check_row(const Datum *values, const bool *nulls)
+{
+	refuse_given(nulls);
+	check_topic(text_of(values, nulls, ACCORD_EVENT_TOPIC));
+	check_key(text_of(values, nulls, ACCORD_EVENT_KEY));
+	check_op(text_of(values, nulls, ACCORD_EVENT_OP));
+	if (!nulls[ACCORD_EVENT_CHANNELS - 1])
+		check_channels(values[ACCORD_EVENT_CHANNELS - 1]);
+	if (!nulls[ACCORD_EVENT_HEADERS - 1])
+		accord_config_check_headers("accord.outbox", "headers",
+									DatumGetJsonbP(values[ACCORD_EVENT_HEADERS - 1]));
+	if (!nulls[ACCORD_EVENT_IDEMPOTENCY_KEY - 1] &&
+		VARSIZE_ANY_EXHDR(DatumGetPointer(values[ACCORD_EVENT_IDEMPOTENCY_KEY - 1])) > 1000)
+		ereport(ERROR,
+				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("idempotency_key of an event is longer than 1000 "
+						"bytes"),
+				 errhint("Use a hash of it.")));
+}
+
+Datum
+accord_outbox_insert(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	desc;
+	Datum		row[lengthof(outbox_columns)];
+	bool		row_nulls[lengthof(outbox_columns)];
+	Datum		values[ACCORD_EVENT_COLUMNS];
+	bool		nulls[ACCORD_EVENT_COLUMNS];
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		elog(ERROR, "accord.outbox_insert() was not called by a trigger");
+	desc = RelationGetDescr(trigger->tg_relation);
+	if (desc->natts != lengthof(outbox_columns))
+		elog(ERROR, "accord.outbox has %d columns, this library knows %d",
+			 desc->natts, (int) lengthof(outbox_columns));
+	heap_deform_tuple(trigger->tg_trigtuple, desc, row, row_nulls);
+
+	memset(nulls, true, sizeof(nulls));
+	for (int i = 0; i < lengthof(outbox_columns); i++)
+	{
+		values[outbox_columns[i] - 1] = row[i];
+		nulls[outbox_columns[i] - 1] = row_nulls[i];
+	}
+	if (nulls[ACCORD_EVENT_OP - 1])
+	{
+		values[ACCORD_EVENT_OP - 1] = CStringGetTextDatum("event");
+		nulls[ACCORD_EVENT_OP - 1] = false;
+	}
+	check_row(values, nulls);
+	if (!accord_log_append(values, nulls))
+		return PointerGetDatum(NULL);	/* a repetition: INSERT 0 0 */
+
+	for (int i = 0; i < lengthof(outbox_columns); i++)
+	{
+		row[i] = values[outbox_columns[i] - 1];
+		row_nulls[i] = nulls[outbox_columns[i] - 1];
+	}
+	return PointerGetDatum(heap_form_tuple(desc, row, row_nulls));
+}
+
+Datum
+accord_outbox_refuse(PG_FUNCTION_ARGS)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("cannot UPDATE or DELETE in accord.outbox"),
+			 errhint("An event is for good; INSERT one that says what is true "
+					 "now, or give up its deliveries with accord.discard().")));
+	PG_RETURN_NULL();
+}
+
+/* accord.control_append(topic, payload): a decision, as an event of ours. */
+Datum
+accord_control_append(PG_FUNCTION_ARGS)
+{
+	Datum		values[ACCORD_EVENT_COLUMNS];
+	bool		nulls[ACCORD_EVENT_COLUMNS];
+
+	memset(nulls, true, sizeof(nulls));
+	values[ACCORD_EVENT_TOPIC - 1] = PG_GETARG_DATUM(0);
+	nulls[ACCORD_EVENT_TOPIC - 1] = false;
+	values[ACCORD_EVENT_PAYLOAD - 1] = PG_GETARG_DATUM(1);
+	nulls[ACCORD_EVENT_PAYLOAD - 1] = false;
+	values[ACCORD_EVENT_OP - 1] = CStringGetTextDatum("event");
+	nulls[ACCORD_EVENT_OP - 1] = false;
+	accord_log_append(values, nulls);
+	PG_RETURN_VOID();
+}

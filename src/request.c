@@ -1,0 +1,621 @@
+/*
+ * request.c: an event becomes an HTTP request.
+ *
+ * Runs in dispatchers. Everything about one event that can go wrong here (a
+ * variable it does not define, a body function that raises) becomes
+ * request->error and concerns that event alone.
+ *
+ * Invariants: nothing read from an event reaches the host part of the URL;
+ * path variables are percent-encoded, dot segments and control characters
+ * refused. The credentials are added last (equip) and stored nowhere.
+ *
+ * On failure: a body function's error aborts its subtransaction; whether it
+ * may pass is judged by its SQLSTATE class.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_proc.h"
+#include "executor/executor.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "utils/uuid.h"
+
+#include "accord.h"
+#include "compat.h"
+#include "db.h"
+#include "guc.h"
+#include "json.h"
+#include "request.h"
+#include "template.h"
+
+#define MAX_HEADERS 64
+
+/* What a template's variables are looked up in. */
+typedef struct Variables
+{
+	const AccordRoute *route;
+	const AccordAccount *account;
+	const AccordEvent *event;
+} Variables;
+
+static TupleDesc event_desc = NULL;
+
+void
+accord_request_init(void)
+{
+	Relation	rel = table_open(accord_db_relid("event_log"),
+								 AccessShareLock);
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	event_desc = CreateTupleDescCopy(RelationGetDescr(rel));
+	MemoryContextSwitchTo(old);
+	table_close(rel, NoLock);
+}
+
+Datum
+accord_request_column(const AccordEvent *event, int column, bool *isnull)
+{
+	return heap_getattr(event->tuple, column, event_desc, isnull);
+}
+
+char *
+accord_request_text(const AccordEvent *event, int column)
+{
+	bool		isnull;
+	Datum		value = accord_request_column(event, column, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+static JsonbValue *
+make_string(char *string)
+{
+	JsonbValue *value;
+
+	if (string == NULL)
+		return NULL;
+	value = palloc(sizeof(JsonbValue));
+	value->type = jbvString;
+	value->val.string.val = string;
+	value->val.string.len = strlen(string);
+	return value;
+}
+
+static char *
+event_id_text(const AccordEvent *event)
+{
+	bool		isnull;
+	Datum		id = accord_request_column(event, ACCORD_EVENT_EVENT_ID,
+										   &isnull);
+
+	return DatumGetCString(DirectFunctionCall1(uuid_out, id));
+}
+
+/* The variables that are columns, and those that are reached into. */
+static const struct
+{
+	const char *name;
+	int			column;
+}			variable_columns[] = {
+	{"key", ACCORD_EVENT_KEY},
+	{"topic", ACCORD_EVENT_TOPIC},
+	{"op", ACCORD_EVENT_OP},
+	{"account", ACCORD_EVENT_ACCOUNT},
+	{"source", ACCORD_EVENT_SOURCE}
+},			variable_documents[] = {
+	{"payload", ACCORD_EVENT_PAYLOAD},
+	{"before", ACCORD_EVENT_BEFORE},
+	{"headers", ACCORD_EVENT_HEADERS}
+};
+
+/* The rest of a name after its root: "payload.a.b" is "a.b" of "payload". */
+static const char *
+path_below(const char *name, const char *root)
+{
+	size_t		len = strlen(root);
+
+	if (strncmp(name, root, len) != 0)
+		return NULL;
+	if (name[len] == '\0')
+		return name + len;
+	return name[len] == '.' ? name + len + 1 : NULL;
+}
+
+static JsonbValue *
+find_variable(const char *name, void *arg)
+{
+	Variables  *variables = arg;
+	const char *path;
+
+	for (int i = 0; i < lengthof(variable_columns); i++)
+		if (strcmp(name, variable_columns[i].name) == 0)
+			return make_string(accord_request_text(variables->event,
+												   variable_columns[i].column));
+	if (strcmp(name, "event_id") == 0)
+		return make_string(event_id_text(variables->event));
+	if (strcmp(name, "channel") == 0)
+		return make_string(pstrdup(variables->route->channel->name));
+	if ((path = path_below(name, "vars")) != NULL)
+		return variables->account ?
+			accord_json_path(variables->account->vars, path) : NULL;
+	for (int i = 0; i < lengthof(variable_documents); i++)
+	{
+		bool		isnull;
+		Datum		document;
+
+		path = path_below(name, variable_documents[i].name);
+		if (path == NULL)
+			continue;
+		document = accord_request_column(variables->event,
+										 variable_documents[i].column,
+										 &isnull);
+		return isnull ? NULL : accord_json_path(DatumGetJsonbP(document),
+												path);
+	}
+	return NULL;
+}
+
+/* Adds a header, in place of an earlier one of that name. */
+static void
+add_header(AccordRequest *request, const char *name, const char *value)
+{
+	size_t		len = strlen(name);
+	char	   *line = psprintf("%s: %s", name, value);
+	AccordHttpRequest *http = &request->http;
+
+	for (int i = 0; i < http->n_headers; i++)
+	{
+		if (pg_strncasecmp(http->headers[i], name, len) == 0 &&
+			http->headers[i][len] == ':')
+		{
+			http->headers[i] = line;
+			return;
+		}
+	}
+	if (http->n_headers == MAX_HEADERS)
+		request->error = psprintf("more than %d headers", MAX_HEADERS);
+	else
+		http->headers[http->n_headers++] = line;
+}
+
+/* Adds the members of an object; as templates when variables are given. */
+static void
+add_headers(AccordRequest *request, Jsonb *object, Variables *variables)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	char	   *name = NULL;
+
+	if (object == NULL || !JB_ROOT_IS_OBJECT(object) ||
+		JB_ROOT_COUNT(object) == 0)
+		return;
+	iterator = JsonbIteratorInit(&object->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		char	   *text;
+
+		if (token == WJB_KEY)
+			name = pnstrdup(value.val.string.val, value.val.string.len);
+		if (token != WJB_VALUE)
+			continue;
+		text = accord_json_text(&value);
+		if (text != NULL && variables != NULL)
+		{
+			char	   *missing;
+
+			text = accord_template_expand(text, true, find_variable,
+										  variables, &missing);
+			if (missing != NULL)
+			{
+				request->error = psprintf("header %s: the event defines no "
+										  "\"%s\"", name, missing);
+				return;
+			}
+		}
+		if (text != NULL)
+			add_header(request, name, text);
+	}
+}
+
+/* What a path may not hold once it is expanded; NULL when it is fine. */
+static char *
+check_path(const char *path)
+{
+	const char *end = path + strcspn(path, "?");
+
+	if (path[0] != '\0' && path[0] != '/' && path[0] != '?')
+		return psprintf("path \"%s\" does not begin with \"/\"", path);
+	for (const char *p = path; *p != '\0'; p++)
+		if ((unsigned char) *p <= ' ' || (unsigned char) *p >= 0x7F ||
+			*p == '#')
+			return pstrdup("path holds a character that must be "
+						   "percent-encoded");
+	for (const char *p = path; p < end; p++)
+	{
+		size_t		len = *p == '/' ? strcspn(p + 1, "/?") : 0;
+
+		if (*p == '/' && ((len == 1 && p[1] == '.') ||
+						  (len == 2 && p[1] == '.' && p[2] == '.')))
+			return psprintf("path \"%s\" has a dot segment", path);
+	}
+	return NULL;
+}
+
+static void
+set_path(AccordRequest *request, const AccordRoute *route,
+		 const AccordAccount *account, const char *path)
+{
+	const char *base = account != NULL && account->base_url != NULL ?
+		account->base_url : route->channel->base_url;
+
+	request->error = check_path(path);
+	if (request->error == NULL)
+		request->http.url = psprintf("%s%s", base, path);
+}
+
+static void
+set_body(AccordRequest *request, char *text)
+{
+	char	   *utf8 = pg_server_to_any(text, strlen(text), PG_UTF8);
+
+	request->http.body = utf8;
+	request->http.body_len = strlen(utf8);
+}
+
+/* GET, HEAD and DELETE carry no body unless a function makes one. */
+static bool
+method_has_body(const char *method)
+{
+	return strcmp(method, "GET") != 0 && strcmp(method, "HEAD") != 0 &&
+		strcmp(method, "DELETE") != 0;
+}
+
+/* The parts that every request has, by the route's templates. */
+static void
+make_plain(AccordRequest *request, Variables *variables, int64 seq)
+{
+	const AccordRoute *route = variables->route;
+	const AccordEvent *event = variables->event;
+	bool		isnull;
+	Datum		payload;
+	Datum		headers;
+	Datum		ord;
+	char	   *missing;
+	char	   *path;
+
+	request->http.method = route->method;
+	path = accord_template_expand(route->path, false, find_variable,
+								  variables, &missing);
+	if (missing != NULL)
+		request->error = psprintf("path \"%s\": the event defines no \"%s\"",
+								  route->path, missing);
+	else
+		set_path(request, route, variables->account, path);
+	if (request->error != NULL)
+		return;
+
+	payload = accord_request_column(event, ACCORD_EVENT_PAYLOAD, &isnull);
+	if (!isnull && method_has_body(route->method))
+	{
+		Jsonb	   *json = DatumGetJsonbP(payload);
+
+		set_body(request, JsonbToCString(NULL, &json->root, VARSIZE(json)));
+	}
+	ord = accord_request_column(event, ACCORD_EVENT_ORD, &isnull);
+	add_header(request, "Accord-Topic",
+			   accord_request_text(event, ACCORD_EVENT_TOPIC));
+	add_header(request, "Accord-Sequence",
+			   psprintf(INT64_FORMAT ".%d", seq, DatumGetInt32(ord)));
+	add_headers(request, route->channel->headers, variables);
+	if (request->error == NULL)
+		add_headers(request, route->headers, variables);
+	headers = accord_request_column(event, ACCORD_EVENT_HEADERS, &isnull);
+	if (request->error == NULL && !isnull)
+		add_headers(request, DatumGetJsonbP(headers), NULL);
+}
+
+/* A field of the composite accord.http_request; NULL when null. */
+static char *
+result_text(HeapTupleHeader result, int field)
+{
+	bool		isnull;
+	Datum		value = GetAttributeByNum(result, field, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+/* Takes over what a body function returned. */
+static void
+apply_result(AccordRequest *request, Variables *variables,
+			 HeapTupleHeader result)
+{
+	char	   *method = result_text(result, 1);
+	char	   *path = result_text(result, 2);
+	char	   *body = result_text(result, 4);
+	bool		isnull;
+	Datum		headers = GetAttributeByNum(result, 3, &isnull);
+
+	if (method != NULL)
+	{
+		if (method[0] == '\0' ||
+			strspn(method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != strlen(method) ||
+			strlen(method) > 20)
+			request->error = psprintf("method \"%s\" is not an HTTP method",
+									  method);
+		request->http.method = method;
+		if (!method_has_body(method))
+			request->http.body = NULL;
+	}
+	if (request->error == NULL && path != NULL)
+		set_path(request, variables->route, variables->account, path);
+	if (request->error == NULL && !isnull)
+		add_headers(request, DatumGetJsonbP(headers), NULL);
+	if (request->error == NULL && body != NULL)
+		set_body(request, body);
+	if (request->error == NULL && body != NULL && body[0] == '\0')
+		request->http.body = NULL;
+}
+
+/* Calls the route's body function with the event; NULL: nothing to send. */
+static HeapTupleHeader
+call_function(Variables *variables)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	FmgrInfo	flinfo;
+	Datum		result;
+
+	fmgr_info(variables->route->body_function_oid, &flinfo);
+	InitFunctionCallInfoData(*fcinfo, &flinfo, 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value =
+		heap_copy_tuple_as_datum(variables->event->tuple, event_desc);
+	fcinfo->args[0].isnull = false;
+	result = FunctionCallInvoke(fcinfo);
+	return fcinfo->isnull ? NULL : DatumGetHeapTupleHeader(result);
+}
+
+/*
+ * Runs the function as the route's owner: security-restricted, with a fixed
+ * search_path, EXECUTE checked now as the grants may have changed.
+ */
+static void
+run_as_owner(AccordRequest *request, Variables *variables)
+{
+	const AccordRoute *route = variables->route;
+	HeapTupleHeader result;
+	Oid			user;
+	int			context;
+	int			nest_level;
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(route->owner,
+						   context | SECURITY_RESTRICTED_OPERATION);
+	nest_level = NewGUCNestLevel();
+	if (!accord_function_executable(route->body_function_oid, route->owner))
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION,
+					   route->body_function);
+	enable_timeout_after(STATEMENT_TIMEOUT, accord_function_timeout);
+	result = call_function(variables);
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	if (result == NULL)
+		request->skip = true;
+	else
+		apply_result(request, variables, result);
+	AtEOXact_GUC(false, nest_level);
+	SetUserIdAndSecContext(user, context);
+}
+
+/* Errors that another try may not meet: SQLSTATE classes. */
+static bool
+error_may_pass(int sqlerrcode)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_SYSTEM_ERROR:
+			return true;
+		default:
+			return false;
+	}
+}
+
+static void
+make_by_function(AccordRequest *request, Variables *variables)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	BeginInternalSubTransaction("accord_request");
+	MemoryContextSwitchTo(caller);
+	PG_TRY();
+	{
+		run_as_owner(request, variables);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		FlushErrorState();
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		RollbackAndReleaseCurrentSubTransaction();
+		request->error = psprintf("function %s: %s",
+								  variables->route->body_function,
+								  error->message);
+		request->transient = error_may_pass(error->sqlerrcode);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	CurrentResourceOwner = owner;
+}
+
+bool
+accord_request_needs_transaction(const AccordRoute *route)
+{
+	return route->body_function != NULL || GetDatabaseEncoding() != PG_UTF8;
+}
+
+/* Makes it by the templates; no error escapes. */
+static void
+make_by_template(AccordRequest *request, Variables *variables, int64 seq)
+{
+	MemoryContext caller = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		make_plain(request, variables, seq);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		FlushErrorState();
+		request->error = error->message;
+		request->transient = error_may_pass(error->sqlerrcode);
+	}
+	PG_END_TRY();
+}
+
+void
+accord_request_make(AccordRequest *request, const AccordRoute *route,
+					const AccordAccount *account, const AccordEvent *event,
+					int64 seq)
+{
+	Variables	variables = {route, account, event};
+	const AccordChannel *channel = route->channel;
+
+	memset(request, 0, sizeof(*request));
+	request->http.headers = palloc(MAX_HEADERS * sizeof(char *));
+	if (channel->idempotency_header != NULL)
+		add_header(request, channel->idempotency_header,
+				   event_id_text(event));
+	make_by_template(request, &variables, seq);
+	if (request->error == NULL && route->body_function != NULL)
+	{
+		if (!OidIsValid(route->body_function_oid) ||
+			!OidIsValid(route->owner))
+		{
+			request->error = psprintf("function %s or its route's owner does "
+									  "not exist", route->body_function);
+			return;
+		}
+		make_by_function(request, &variables);
+	}
+	if (request->error == NULL && !request->skip &&
+		request->http.body != NULL)
+	{
+		bool		given = false;
+
+		for (int i = 0; i < request->http.n_headers; i++)
+			given |= pg_strncasecmp(request->http.headers[i],
+									"Content-Type:", 13) == 0;
+		if (!given)
+			add_header(request, "Content-Type", route->content_type);
+	}
+}
+
+static void
+push_string(JsonbParseState **state, JsonbIteratorToken token,
+			const char *string)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = (char *) string;
+	value.val.string.len = strlen(string);
+	pushJsonbValue(state, token, &value);
+}
+
+Jsonb *
+accord_request_freeze(const AccordRequest *request)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue *result;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_string(&state, WJB_KEY, "method");
+	push_string(&state, WJB_VALUE, request->http.method);
+	push_string(&state, WJB_KEY, "url");
+	push_string(&state, WJB_VALUE, request->http.url);
+	push_string(&state, WJB_KEY, "headers");
+	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+	for (int i = 0; i < request->http.n_headers; i++)
+		push_string(&state, WJB_ELEM, request->http.headers[i]);
+	pushJsonbValue(&state, WJB_END_ARRAY, NULL);
+	if (request->http.body != NULL)
+	{
+		push_string(&state, WJB_KEY, "body");
+		push_string(&state, WJB_VALUE,
+					pg_any_to_server(request->http.body,
+									 request->http.body_len, PG_UTF8));
+	}
+	result = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	return JsonbValueToJsonb(result);
+}
+
+void
+accord_request_thaw(AccordRequest *request, Jsonb *frozen)
+{
+	char	   *body = accord_json_member(frozen, "body");
+
+	memset(request, 0, sizeof(*request));
+	request->http.method = accord_json_member(frozen, "method");
+	request->http.url = accord_json_member(frozen, "url");
+	request->http.headers = palloc(MAX_HEADERS * sizeof(char *));
+	for (int i = 0; i < MAX_HEADERS; i++)
+	{
+		JsonbValue *line = accord_json_path(frozen,
+											psprintf("headers.%d", i));
+
+		if (line == NULL)
+			break;
+		request->http.headers[request->http.n_headers++] =
+			accord_json_text(line);
+	}
+	if (body != NULL)
+		set_body(request, body);
+}
+
+void
+accord_request_equip(AccordRequest *request, const AccordChannel *channel,
+					 const AccordAccount *account, bool once)
+{
+	AccordHttpRequest *http = &request->http;
+	const AccordAuth *auth = account != NULL && account->has_auth ?
+		&account->auth : &channel->auth;
+
+	http->auth = auth->type;
+	http->auth_name = auth->name;
+	http->auth_secret = auth->secret;
+	http->once = once;
+	http->connect_timeout_ms = channel->connect_timeout_ms;
+	http->timeout_ms = channel->timeout_ms;
+	http->stall_timeout_s = channel->stall_timeout_s;
+	http->max_response = channel->max_response;
+	if (auth->type != ACCORD_HTTP_AUTH_NONE && auth->secret == NULL)
+	{
+		request->error = psprintf("secret \"%s\" is not stored",
+								  auth->secret_name ? auth->secret_name : "");
+		request->transient = true;
+	}
+}

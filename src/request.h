@@ -1,0 +1,55 @@
+/*
+ * request.h: exports of request.c
+ *
+ * Layer 5: an event becomes an HTTP request.
+ */
+#ifndef ACCORD_REQUEST_H
+#define ACCORD_REQUEST_H
+
+#include "endpoint.h"
+
+/* What came of making a request; everything palloc'd where it was made. */
+typedef struct AccordRequest
+{
+	MemoryContext context;		/* the caller's to set and delete */
+	AccordHttpRequest http;
+	bool		skip;			/* the body function has nothing to send */
+	bool		transient;		/* error may pass: try again later */
+	char	   *error;			/* NULL: http can be sent */
+} AccordRequest;
+
+/* Remembers the shape of event_log; in a transaction, once. */
+extern void accord_request_init(void);
+
+/* A column of an event. */
+extern Datum accord_request_column(const AccordEvent *event, int column,
+								   bool *isnull);
+/* A text column as a palloc'd string, NULL when null. */
+extern char *accord_request_text(const AccordEvent *event, int column);
+
+/* Whether making the request needs a transaction. */
+extern bool accord_request_needs_transaction(const AccordRoute *route);
+
+/*
+ * Makes the request of an event. A body function runs as the route's owner,
+ * in a subtransaction and for at most accord.function_timeout; nothing it
+ * does wrong escapes: error says what it was.
+ */
+extern void accord_request_make(AccordRequest *request,
+								const AccordRoute *route,
+								const AccordAccount *account,
+								const AccordEvent *event, int64 seq);
+
+/* A request to be kept word for word, and kept words back again. */
+extern Jsonb *accord_request_freeze(const AccordRequest *request);
+extern void accord_request_thaw(AccordRequest *request, Jsonb *frozen);
+
+/*
+ * Completes a request with what is never stored: the credentials and limits
+ * of today's configuration.
+ */
+extern void accord_request_equip(AccordRequest *request,
+								 const AccordChannel *channel,
+								 const AccordAccount *account, bool once);
+
+#endif							/* ACCORD_REQUEST_H */

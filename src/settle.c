@@ -1,0 +1,554 @@
+/*
+ * settle.c: conclusions about deliveries, made durable many at a time.
+ *
+ * Runs in dispatchers. An outcome is decided (retry.c), turned into rows, and
+ * waits for company; one transaction then appends all rows. Only after its
+ * commit does anything that depends on it happen: the next event of the key is
+ * let through, an intent is sent, memory is freed, the position moves.
+ *
+ * Invariants
+ *   - A delivery is in the settling batch at most once.
+ *   - The position written in a batch is what earlier batches committed.
+ *   - A request that is in flight for longer than SPILL_AFTER gets a row
+ *     ('sending') so that it does not hold the position; an endpoint whose
+ *     queue stands for so long gets a cursor of its own.
+ *
+ * On failure the transaction's error ends the dispatcher. The next one reads
+ * again from the position and drops what was settled.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "common/pg_prng.h"
+#include "miscadmin.h"
+#include "utils/datum.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "accord.h"
+#include "db.h"
+#include "guc.h"
+#include "json.h"
+#include "settle.h"
+
+#define BATCH_LIMIT 1000		/* deliveries that settle together */
+#define SPILL_AFTER 1000		/* ms */
+
+/* What happens to a delivery once its rows are durable. */
+typedef enum Sequel
+{
+	SEQUEL_FREE,				/* settled, or dead: forgotten here */
+	SEQUEL_PARK,				/* until due_at */
+	SEQUEL_HOLD,				/* until a person decides */
+	SEQUEL_SEND,				/* the intent is durable */
+	SEQUEL_SPILL,				/* goes on flying */
+	SEQUEL_QUEUE				/* its turn is now */
+} Sequel;
+
+typedef struct Settlement
+{
+	AccordDelivery *delivery;
+	Sequel		sequel;
+	AccordState state;			/* of its row, when has_row */
+	bool		has_row;
+	bool		landed;			/* its request slot is free */
+	TimestampTz due_at;
+} Settlement;
+
+/* The batch: settlements, and rows of the three logs. */
+static struct
+{
+	AccordDesk *desk;
+	MemoryContext context;		/* of everything in the batch; reset after it */
+	Settlement	settlements[2 * BATCH_LIMIT];
+	AccordBacklogRow rows[2 * BATCH_LIMIT];
+	AccordAttemptRow attempts[2 * BATCH_LIMIT];
+	AccordCursorRow *cursors;
+	int			n_settlements;
+	int			n_rows;
+	int			n_attempts;
+	int			n_cursors;
+	int			max_cursors;
+	TimestampTz since;			/* first one's arrival */
+	TimestampTz last_commit;
+	TimestampTz last_duration;	/* microseconds the last commit took */
+	int64		position;		/* what committed batches allow */
+	int64		position_written;
+	pg_prng_state dice;
+}			batch;
+
+void
+accord_settle_init(AccordDesk *desk)
+{
+	batch.desk = desk;
+	batch.context = AllocSetContextCreate(TopMemoryContext,
+										  "pg_accord settle",
+										  ALLOCSET_DEFAULT_SIZES);
+	batch.position = accord_backlog_position(desk->number);
+	batch.position_written = batch.position;
+	batch.max_cursors = 64;
+	batch.cursors = MemoryContextAlloc(desk->context, batch.max_cursors *
+									   sizeof(AccordCursorRow));
+	pg_prng_seed(&batch.dice, (uint64) MyProcPid ^ GetCurrentTimestamp());
+}
+
+static Settlement *
+add_settlement(AccordDelivery *delivery, Sequel sequel)
+{
+	Settlement *settlement;
+
+	/* callers leave room: see accord_settle_timeout() */
+	if (batch.n_settlements == lengthof(batch.settlements))
+		elog(ERROR, "too many deliveries settle at once");
+	if (batch.n_settlements == 0)
+		batch.since = GetCurrentTimestamp();
+	settlement = &batch.settlements[batch.n_settlements++];
+	memset(settlement, 0, sizeof(*settlement));
+	settlement->delivery = delivery;
+	Assert(!delivery->settling);
+	delivery->settling = true;
+	settlement->sequel = sequel;
+	return settlement;
+}
+
+/* The next version of a delivery's backlog row. */
+static AccordBacklogRow *
+add_row(Settlement *settlement, AccordState state, const char *error,
+		Jsonb *request)
+{
+	AccordDelivery *delivery = settlement->delivery;
+	AccordBacklogRow *row = &batch.rows[batch.n_rows++];
+	MemoryContext old = MemoryContextSwitchTo(batch.context);
+
+	settlement->has_row = true;
+	settlement->state = state;
+	row->seq = delivery->seq;
+	row->tx_id = delivery->tx_id;
+	row->owed_since = delivery->owed_since;
+	row->attempted_at = delivery->attempted_at;
+	row->due_at = settlement->due_at;
+	row->route = delivery->route;
+	row->decided_by = delivery->decided_by;
+	row->ord = delivery->ord;
+	row->version = Max(delivery->version, delivery->last_version) + 1;
+	row->attempts = delivery->attempts;
+	row->event_slot = delivery->slot;
+	row->channel = delivery->endpoint->channel;
+	row->account = delivery->endpoint->account;
+	row->key = delivery->event == NULL ? NULL :
+		accord_request_text(delivery->event, ACCORD_EVENT_KEY);
+	row->state = state;
+	row->error = error ? pstrdup(error) : NULL;
+	row->request = request;
+	MemoryContextSwitchTo(old);
+	return row;
+}
+
+static void
+add_attempt(AccordDelivery *delivery, AccordOutcome outcome,
+			const AccordHttpResponse *response, const char *error)
+{
+	AccordAttemptRow *row = &batch.attempts[batch.n_attempts++];
+	MemoryContext old = MemoryContextSwitchTo(batch.context);
+
+	memset(row, 0, sizeof(*row));
+	row->seq = delivery->seq;
+	row->ord = delivery->ord;
+	row->attempt = delivery->attempts;
+	row->duration_ms = response ? response->duration_ms : -1;
+	row->channel = delivery->endpoint->channel;
+	row->account = delivery->endpoint->account;
+	row->outcome = accord_retry_word(outcome);
+	row->error = error ? pstrdup(error) : NULL;
+	if (response != NULL)
+	{
+		row->status = response->result.status;
+		row->sent = accord_retry_sent_word(response->result.sent);
+		if (outcome != ACCORD_OUTCOME_DELIVERED && response->body_len > 0)
+			row->response = accord_json_clean(response->body,
+											  response->body_len,
+											  accord_response_excerpt);
+		if (response->request_id != NULL)
+			row->request_id = accord_json_clean(response->request_id,
+												strlen(response->request_id),
+												200);
+	}
+	else if (outcome == ACCORD_OUTCOME_LOST)
+		row->sent = accord_retry_sent_word(ACCORD_SENT_UNKNOWN);
+	MemoryContextSwitchTo(old);
+}
+
+/* Turns a verdict into the delivery's next row and sequel. */
+static void
+conclude(AccordDelivery *delivery, AccordOutcome outcome,
+		 AccordVerdict verdict, int64 retry_after_ms, const char *error,
+		 TimestampTz now)
+{
+	Settlement *settlement;
+	const AccordRetryPolicy *policy = &delivery->endpoint->policy;
+
+	if (delivery->discard && verdict != ACCORD_VERDICT_DONE)
+	{
+		verdict = ACCORD_VERDICT_DONE;
+		outcome = ACCORD_OUTCOME_DISCARDED;
+	}
+	settlement = add_settlement(delivery, SEQUEL_FREE);
+	settlement->landed = true;
+	switch (verdict)
+	{
+		case ACCORD_VERDICT_DONE:
+			if (delivery->version > 0)
+				add_row(settlement,
+						outcome == ACCORD_OUTCOME_DELIVERED ?
+						ACCORD_STATE_DELIVERED :
+						outcome == ACCORD_OUTCOME_SKIPPED ?
+						ACCORD_STATE_SKIPPED : ACCORD_STATE_DISCARDED,
+						error, NULL);
+			break;
+		case ACCORD_VERDICT_RETRY:
+			settlement->sequel = SEQUEL_PARK;
+			settlement->due_at = now + 1000 *
+				accord_retry_delay(policy, Max(delivery->attempts, 1),
+								   retry_after_ms,
+								   pg_prng_double(&batch.dice));
+			add_row(settlement, ACCORD_STATE_RETRYING, error, NULL);
+			break;
+		case ACCORD_VERDICT_HOLD:
+			settlement->sequel = SEQUEL_HOLD;
+			add_row(settlement, ACCORD_STATE_HELD, error, NULL);
+			break;
+		case ACCORD_VERDICT_DEAD:
+			add_row(settlement, ACCORD_STATE_DEAD, error, NULL);
+			break;
+	}
+}
+
+static AccordVerdict
+judge(AccordDelivery *delivery, AccordOutcome outcome, AccordSent sent,
+	  TimestampTz now)
+{
+	AccordRetryPolicy policy = delivery->endpoint->policy;
+
+	policy.command = delivery->command;
+	policy.ambiguous_retry = delivery->ambiguous_retry;
+	return accord_retry_verdict(&policy, outcome, sent, delivery->attempts,
+								(now - delivery->owed_since) / 1000,
+								(now - delivery->attempted_at) / 1000);
+}
+
+/* What goes into "error": the transfer's, else the status in words. */
+static const char *
+response_error(const AccordHttpResponse *response, AccordOutcome outcome)
+{
+	if (response->error != NULL || outcome == ACCORD_OUTCOME_DELIVERED)
+		return response->error;
+	return psprintf("HTTP status %d", response->result.status);
+}
+
+void
+accord_settle_response(AccordDelivery *delivery,
+					   const AccordHttpResponse *response, TimestampTz now)
+{
+	AccordOutcome outcome = accord_retry_outcome(&response->result);
+	AccordVerdict verdict = judge(delivery, outcome,
+								  accord_retry_sent(&response->result), now);
+	const char *error = response_error(response, outcome);
+
+	if (error != NULL)
+		error = accord_json_clean(error, strlen(error), 1000);
+	add_attempt(delivery, outcome, response, error);
+	conclude(delivery, outcome, verdict, response->result.retry_after_ms,
+			 error, now);
+}
+
+void
+accord_settle_without(AccordDelivery *delivery, AccordOutcome outcome,
+					  const char *error, TimestampTz now)
+{
+	AccordSent	sent = outcome == ACCORD_OUTCOME_LOST ?
+		ACCORD_SENT_UNKNOWN : ACCORD_SENT_NO;
+	AccordVerdict verdict;
+
+	if (delivery->attempted_at == 0)
+		delivery->attempted_at = now;
+	verdict = judge(delivery, outcome, sent, now);
+	add_attempt(delivery, outcome, NULL, error);
+	conclude(delivery, outcome, verdict, -1, error, now);
+}
+
+void
+accord_settle_intent(AccordDelivery *delivery, Jsonb *request,
+					 TimestampTz now)
+{
+	Settlement *settlement = add_settlement(delivery, SEQUEL_SEND);
+	MemoryContext old = MemoryContextSwitchTo(batch.context);
+
+	if (request != NULL)
+		request = (Jsonb *) DatumGetPointer(
+											datumCopy(JsonbPGetDatum(request), false, -1));
+	MemoryContextSwitchTo(old);
+	delivery->started_at = now;
+	add_row(settlement, ACCORD_STATE_SENDING, NULL, request);
+}
+
+void
+accord_settle_schedule(AccordDelivery *delivery, TimestampTz due_at)
+{
+	Settlement *settlement = add_settlement(delivery, SEQUEL_PARK);
+
+	settlement->due_at = due_at;
+	settlement->landed = true;
+	add_row(settlement, ACCORD_STATE_SCHEDULED, NULL, NULL);
+}
+
+void
+accord_settle_replay(AccordDelivery *delivery, const char *key,
+					 TimestampTz now, bool keep)
+{
+	Settlement *settlement = add_settlement(delivery, keep ?
+											SEQUEL_QUEUE : SEQUEL_FREE);
+	AccordBacklogRow *row;
+
+	delivery->owed_since = now;
+	delivery->attempts = 0;
+	delivery->attempted_at = 0;
+	settlement->due_at = now;
+	row = add_row(settlement, ACCORD_STATE_REPLAYED, NULL, NULL);
+	row->key = key ? MemoryContextStrdup(batch.context, key) : NULL;
+}
+
+void
+accord_settle_discard(AccordDelivery *delivery, const char *key)
+{
+	Settlement *settlement = add_settlement(delivery, SEQUEL_FREE);
+	AccordBacklogRow *row;
+
+	add_attempt(delivery, ACCORD_OUTCOME_DISCARDED, NULL, NULL);
+	row = add_row(settlement, ACCORD_STATE_DISCARDED, NULL, NULL);
+	row->key = key ? MemoryContextStrdup(batch.context, key) : NULL;
+}
+
+bool
+accord_settle_pending(void)
+{
+	return batch.n_settlements > 0;
+}
+
+bool
+accord_settle_full(void)
+{
+	return batch.n_settlements >= BATCH_LIMIT / 2;
+}
+
+long
+accord_settle_timeout(TimestampTz now, bool idle)
+{
+	TimestampTz delay;
+
+	if (batch.n_settlements == 0 && idle &&
+		batch.position > batch.position_written)
+		return 0;
+	if (batch.n_settlements == 0)
+	{
+		/* what memory alone owes is looked after: spilled, given a cursor */
+		TimestampTz look = batch.last_commit + SPILL_AFTER * 1000;
+
+		if (batch.desk->n_owed == 0)
+			return -1;
+		return now >= look ? 0 : (look - now + 999) / 1000;
+	}
+	if (idle || batch.n_settlements >= BATCH_LIMIT / 2)
+		return 0;
+
+	/* a slow disk wants larger batches: commits take a fifth of the time */
+	delay = Max((TimestampTz) accord_settle_delay * 1000,
+				4 * batch.last_duration);
+	if (now - batch.since >= delay)
+		return 0;
+	return (batch.since + delay - now + 999) / 1000;
+}
+
+/* Gives long requests a row of their own. */
+static void
+spill_flying(AccordEndpoint *endpoint, TimestampTz now)
+{
+	dlist_iter	iter;
+	TimestampTz long_ago = now - SPILL_AFTER * 1000;
+
+	dlist_foreach(iter, &endpoint->owed)
+	{
+		AccordDelivery *delivery = dlist_container(AccordDelivery, owed_node,
+												   iter.cur);
+
+		if (batch.n_settlements >= BATCH_LIMIT * 2 - 1)
+			return;
+		if (delivery->sent && !delivery->settling &&
+			delivery->started_at < long_ago)
+			add_row(add_settlement(delivery, SEQUEL_SPILL),
+					ACCORD_STATE_SENDING, NULL, NULL);
+	}
+}
+
+static void
+add_cursor(AccordEndpoint *endpoint, AccordPoint point, bool done)
+{
+	AccordCursorRow *row;
+
+	if (batch.n_cursors == batch.max_cursors)
+	{
+		batch.max_cursors *= 2;
+		batch.cursors = repalloc(batch.cursors, batch.max_cursors *
+								 sizeof(AccordCursorRow));
+	}
+	row = &batch.cursors[batch.n_cursors++];
+	row->version = ++endpoint->cursor_version;
+	row->point = point;
+	row->done = done;
+	row->channel = endpoint->channel;
+	row->account = endpoint->account;
+	endpoint->persisted = point;
+}
+
+/*
+ * An endpoint that lags, or whose queue has not moved for a while, keeps its
+ * own cursor, so that the position can go on; one that has caught up with the
+ * position gives it back.
+ */
+static void
+move_cursor(AccordEndpoint *endpoint, TimestampTz now)
+{
+	AccordPoint low = accord_endpoint_low(batch.desk, endpoint);
+	AccordDelivery *first = dlist_is_empty(&endpoint->owed) ? NULL :
+		dlist_head_element(AccordDelivery, owed_node, &endpoint->owed);
+
+	if (endpoint->cursored)
+	{
+		if (!endpoint->lagging && !endpoint->overflow &&
+			(first == NULL || first->seq > batch.position))
+		{
+			add_cursor(endpoint, low, true);
+			endpoint->cursored = false;
+		}
+		else if (accord_point_compare(low, endpoint->persisted) != 0)
+			add_cursor(endpoint, low, false);
+	}
+	else if (endpoint->lagging ||
+			 (first != NULL && first->started_at < now - SPILL_AFTER * 1000))
+	{
+		add_cursor(endpoint, low, false);
+		endpoint->cursored = true;
+	}
+}
+
+/* What the batch's transaction writes besides conclusions. */
+static void
+prepare_positions(TimestampTz now)
+{
+	dlist_mutable_iter iter;
+
+	batch.n_cursors = 0;
+	dlist_foreach_modify(iter, &batch.desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		spill_flying(endpoint, now);
+		move_cursor(endpoint, now);
+		accord_endpoint_touch(batch.desk, endpoint);
+	}
+}
+
+static void
+write_batch(void)
+{
+	MemoryContext old;
+	bool		rows = batch.n_settlements > 0 || batch.n_cursors > 0;
+
+	accord_db_begin();
+	old = MemoryContextSwitchTo(batch.context);
+	/* a position alone may be lost: what it says is read again */
+	if (!rows)
+		set_config_option("synchronous_commit", "off", PGC_USERSET,
+						  PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	if (batch.position > batch.position_written)
+		accord_backlog_set_position(batch.desk->number, batch.position);
+	accord_backlog_append_attempts(batch.attempts, batch.n_attempts);
+	accord_backlog_append(batch.rows, batch.n_rows);
+	accord_backlog_append_cursors(batch.cursors, batch.n_cursors);
+	MemoryContextSwitchTo(old);
+	accord_db_commit();
+	batch.position_written = Max(batch.position_written, batch.position);
+}
+
+/* Lets a delivery go on, now that its rows are durable. */
+static void
+follow(Settlement *settlement, AccordSettleSend send)
+{
+	AccordDesk *desk = batch.desk;
+	AccordDelivery *delivery = settlement->delivery;
+
+	if (settlement->landed)
+		accord_delivery_landed(desk, delivery);
+	if (settlement->has_row && settlement->sequel != SEQUEL_FREE)
+		accord_delivery_except(desk, delivery, settlement->state);
+	if (delivery->event != NULL && (settlement->sequel == SEQUEL_PARK ||
+									settlement->sequel == SEQUEL_HOLD))
+	{
+		accord_event_release(desk, delivery->event);
+		delivery->event = NULL;
+	}
+	delivery->settling = false;
+	switch (settlement->sequel)
+	{
+		case SEQUEL_FREE:
+			accord_delivery_free(desk, delivery);
+			break;
+		case SEQUEL_PARK:
+			accord_delivery_park(desk, delivery, settlement->due_at);
+			break;
+		case SEQUEL_HOLD:
+			accord_delivery_hold(desk, delivery);
+			break;
+		case SEQUEL_SEND:
+			send(delivery);
+			break;
+		case SEQUEL_QUEUE:
+			accord_delivery_queue(desk, delivery);
+			break;
+		case SEQUEL_SPILL:
+			break;
+	}
+}
+
+void
+accord_settle_commit(TimestampTz now, AccordSettleSend send)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	int			n;
+
+	prepare_positions(now);
+	if (batch.n_settlements > 0 || batch.n_cursors > 0 ||
+		batch.position > batch.position_written)
+		write_batch();
+
+	/* following may conclude again (a send that fails at once): that is the
+	 * next batch, so this one is taken off first */
+	n = batch.n_settlements;
+	batch.n_settlements = 0;
+	batch.n_rows = 0;
+	batch.n_attempts = 0;
+	if (n > 0)
+	{
+		Settlement *done = palloc(n * sizeof(Settlement));
+
+		memcpy(done, batch.settlements, n * sizeof(Settlement));
+		MemoryContextReset(batch.context);
+		for (int i = 0; i < n; i++)
+			follow(&done[i], send);
+		pfree(done);
+	}
+	batch.position = accord_desk_position(batch.desk);
+	batch.last_commit = GetCurrentTimestamp();
+	batch.last_duration = batch.last_commit - start;
+}

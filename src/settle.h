@@ -1,0 +1,61 @@
+/*
+ * settle.h: exports of settle.c
+ *
+ * Layer 5: conclusions about deliveries, made durable many at a time.
+ */
+#ifndef ACCORD_SETTLE_H
+#define ACCORD_SETTLE_H
+
+#include "endpoint.h"
+#include "request.h"
+
+extern void accord_settle_init(AccordDesk *desk);
+
+/* An answer (or none) came back for a TAKEN delivery. */
+extern void accord_settle_response(AccordDelivery *delivery,
+								   const AccordHttpResponse *response,
+								   TimestampTz now);
+
+/*
+ * A TAKEN delivery is concluded without a transfer: INVALID, SKIPPED,
+ * DISCARDED, LOST; or RETRY when what was wrong may pass.
+ */
+extern void accord_settle_without(AccordDelivery *delivery,
+								  AccordOutcome outcome, const char *error,
+								  TimestampTz now);
+
+/*
+ * A TAKEN delivery's request is to be durable before it is sent; it is handed
+ * to the callback of accord_settle_commit() then. request may be NULL.
+ */
+extern void accord_settle_intent(AccordDelivery *delivery, Jsonb *request,
+								 TimestampTz now);
+
+/* A listed delivery that is not due yet: it is in the backlog from now on. */
+extern void accord_settle_schedule(AccordDelivery *delivery,
+								   TimestampTz due_at);
+
+/*
+ * A person decided about a delivery that is not under way: it is owed again
+ * (keep: here; else only its row is, memory is full), or given up. key is its
+ * event's.
+ */
+extern void accord_settle_replay(AccordDelivery *delivery, const char *key,
+								 TimestampTz now, bool keep);
+extern void accord_settle_discard(AccordDelivery *delivery, const char *key);
+
+/* Whether anything waits to be settled. */
+extern bool accord_settle_pending(void);
+/* Whether the batch should be committed before anything is added. */
+extern bool accord_settle_full(void);
+
+/* Settling waits for this many milliseconds at most; -1: there
+ * is nothing to settle. idle: nothing else is going on. */
+extern long accord_settle_timeout(TimestampTz now, bool idle);
+
+typedef void (*AccordSettleSend) (AccordDelivery *delivery);
+
+/* Makes it all durable in one transaction, then lets deliveries go on. */
+extern void accord_settle_commit(TimestampTz now, AccordSettleSend send);
+
+#endif							/* ACCORD_SETTLE_H */

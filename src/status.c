@@ -1,0 +1,254 @@
+/*
+ * status.c: what is still owed, computed for whoever asks.
+ *
+ * Runs in any backend. Dispatchers publish nothing: what they have settled is
+ * in the logs, and how far they have come in positions and cursors. What is
+ * owed is therefore the backlog, plus everything after those points that was
+ * not settled, routed as a dispatcher would route it.
+ *
+ * Invariants: the safe number is computed before the snapshot; the snapshot is
+ * this function's own. The cost grows with what is owed, not with the log.
+ *
+ * On failure the statement raises.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "accord.h"
+#include "backlog.h"
+#include "config.h"
+#include "db.h"
+#include "endpoint.h"
+#include "log.h"
+#include "routing.h"
+
+#define OWED_COLUMNS 11
+
+typedef struct SettledKey
+{
+	uint64		endpoint;
+	int64		seq;
+	int64		ord;
+} SettledKey;
+
+typedef struct CursorEntry
+{
+	uint64		endpoint;		/* hash key */
+	AccordPoint point;
+} CursorEntry;
+
+/* Everything that owed() needs to know. */
+typedef struct OwedScan
+{
+	ReturnSetInfo *result;
+	AccordConfig *config;
+	HTAB	   *settled;
+	HTAB	   *cursors;
+	int			dispatchers;
+	int64		positions[ACCORD_MAX_DISPATCHERS];
+	int64		lowest;
+	const AccordCommit *commit;
+	int			ord;
+} OwedScan;
+
+PG_FUNCTION_INFO_V1(accord_owed);
+
+static HTAB *
+create_table(const char *name, Size key, Size entry)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = key;
+	ctl.entrysize = entry;
+	ctl.hcxt = CurrentMemoryContext;
+	return hash_create(name, 256, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+static void
+visit_cursor(const AccordCursorRow *row, void *arg)
+{
+	OwedScan   *scan = arg;
+	uint64		endpoint = accord_endpoint_hash(row->channel, row->account);
+	CursorEntry *entry = hash_search(scan->cursors, &endpoint, HASH_ENTER,
+									 NULL);
+
+	entry->point = row->point;
+	scan->lowest = Min(scan->lowest, row->point.seq - 1);
+}
+
+static void
+settled_key(SettledKey *key, const char *channel, const char *account,
+			int64 seq, int ord)
+{
+	memset(key, 0, sizeof(*key));
+	key->endpoint = accord_endpoint_hash(channel, account);
+	key->seq = seq;
+	key->ord = ord;
+}
+
+static void
+visit_settled(const char *channel, const char *account, int64 seq, int ord,
+			  void *arg)
+{
+	OwedScan   *scan = arg;
+	SettledKey	key;
+
+	settled_key(&key, channel, account, seq, ord);
+	hash_search(scan->settled, &key, HASH_ENTER, NULL);
+}
+
+static void
+emit_row(OwedScan *scan, const AccordBacklogRow *row)
+{
+	Datum		values[OWED_COLUMNS];
+	bool		nulls[OWED_COLUMNS] = {0};
+
+	values[0] = Int64GetDatum(row->seq);
+	values[1] = Int64GetDatum(row->tx_id);
+	values[2] = Int32GetDatum(row->ord);
+	values[3] = Int16GetDatum(row->event_slot);
+	values[4] = TimestampTzGetDatum(row->owed_since);
+	values[5] = CStringGetTextDatum(row->channel);
+	values[6] = CStringGetTextDatum(row->account);
+	values[7] = CStringGetTextDatum(row->version == 0 ? "queued" :
+									accord_backlog_word(row->state));
+	values[8] = Int32GetDatum(row->attempts);
+	values[9] = TimestampTzGetDatum(row->due_at);
+	nulls[9] = row->due_at == 0;
+	nulls[10] = row->error == NULL;
+	if (!nulls[10])
+		values[10] = CStringGetTextDatum(row->error);
+	tuplestore_putvalues(scan->result->setResult, scan->result->setDesc,
+						 values, nulls);
+}
+
+static bool
+visit_backlog(const AccordBacklogRow *row, void *arg)
+{
+	emit_row(arg, row);
+	return true;
+}
+
+/* How far an endpoint's deliveries are known to be settled. */
+static AccordPoint
+endpoint_low(OwedScan *scan, uint64 endpoint)
+{
+	CursorEntry *cursor = hash_search(scan->cursors, &endpoint, HASH_FIND,
+									  NULL);
+	AccordPoint low = {scan->positions[endpoint % scan->dispatchers],
+	ACCORD_ORD_ALL};
+
+	return cursor ? cursor->point : low;
+}
+
+static void
+visit_target(AccordChannel *channel, const char *account, AccordRoute *route,
+			 void *arg)
+{
+	OwedScan   *scan = arg;
+	AccordPoint here = {scan->commit->seq, scan->ord};
+	SettledKey	key;
+	AccordBacklogRow row;
+
+	settled_key(&key, channel->name, account, here.seq, here.ord);
+	if (accord_point_compare(here, endpoint_low(scan, key.endpoint)) <= 0 ||
+		hash_search(scan->settled, &key, HASH_FIND, NULL) != NULL)
+		return;
+	memset(&row, 0, sizeof(row));
+	row.seq = here.seq;
+	row.ord = here.ord;
+	row.tx_id = scan->commit->tx_id;
+	row.event_slot = scan->commit->slot;
+	row.owed_since = scan->commit->committed_at;
+	row.channel = channel->name;
+	row.account = account;
+	emit_row(scan, &row);
+}
+
+static void
+read_positions(OwedScan *scan)
+{
+	scan->dispatchers =
+		Max(1, (int) accord_db_sequence_last(accord_db_relid("dispatcher_count")));
+	for (int i = 0; i < scan->dispatchers; i++)
+	{
+		scan->positions[i] = accord_backlog_position(i);
+		scan->lowest = i == 0 ? scan->positions[0] :
+			Min(scan->lowest, scan->positions[i]);
+	}
+}
+
+/* Everything in the log that no position, cursor or row accounts for. */
+static void
+scan_log(OwedScan *scan, int64 safe)
+{
+	AccordPoint from = {scan->lowest, ACCORD_ORD_ALL};
+	AccordLogReader *reader = accord_log_open(from, safe);
+	MemoryContext scratch = AllocSetContextCreate(CurrentMemoryContext,
+												  "pg_accord owed",
+												  ALLOCSET_DEFAULT_SIZES);
+	AccordCommit commit;
+
+	while (accord_log_next_commit(reader, &commit))
+	{
+		TupleTableSlot *row;
+
+		CHECK_FOR_INTERRUPTS();
+		while ((row = accord_log_next_event(reader)) != NULL)
+		{
+			MemoryContext old = MemoryContextSwitchTo(scratch);
+			bool		isnull;
+
+			scan->commit = &commit;
+			scan->ord = DatumGetInt32(slot_getattr(row, ACCORD_EVENT_ORD,
+												   &isnull));
+			accord_routing_visit(scan->config, row, visit_target, scan);
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(scratch);
+		}
+	}
+	accord_log_close(reader);
+	MemoryContextDelete(scratch);
+}
+
+/*
+ * accord.owed(). Positions are read before everything else: what is settled
+ * afterwards is found in the logs, so a delivery may be shown as owed that has
+ * just been settled, never the other way round.
+ */
+Datum
+accord_owed(PG_FUNCTION_ARGS)
+{
+	OwedScan	scan;
+	int64		safe;
+
+	InitMaterializedSRF(fcinfo, 0);
+	memset(&scan, 0, sizeof(scan));
+	scan.result = (ReturnSetInfo *) fcinfo->resultinfo;
+	scan.settled = create_table("accord settled", sizeof(SettledKey),
+								sizeof(SettledKey));
+	scan.cursors = create_table("accord cursors", sizeof(uint64),
+								sizeof(CursorEntry));
+	read_positions(&scan);
+	safe = accord_log_safe_seq();
+	PushActiveSnapshot(GetLatestSnapshot());
+	scan.config = accord_config_get();
+	accord_backlog_cursors(visit_cursor, &scan);
+	accord_backlog_settled(scan.lowest, visit_settled, &scan);
+	accord_backlog_load(NULL, NULL, (AccordPoint)
+						{
+							0, 0
+						}, visit_backlog, &scan);
+	scan_log(&scan, safe);
+	PopActiveSnapshot();
+	PG_RETURN_NULL();
+}

@@ -1,0 +1,269 @@
+# Accord.pm: what the TAP tests share: clusters with pg_accord in them, the stub server that plays the channels, and
+# waiting for conditions (never for time to pass).
+#
+#   use Accord;
+#   my $node = new_node('main');                        # preloaded, running, extension created in postgres
+#   my $stub = start_stub('--idempotent');              # test/lib/stub.py; ends with the test
+#   channel($node, $stub, 'ota', max_in_flight => 4);   # accord.channel, pointed at the stub
+#   route($node, 'ota', topic => 'rate.*');             # accord.route
+#   $stub->script([ { match => { times => 1 }, do => { status => 503 } } ]);
+#   $stub->wait_for_count(2);
+#   my ($first, $second) = $stub->log;
+package Accord;
+
+use strict;
+use warnings FATAL => 'all';
+
+use Cwd qw(abs_path);
+use Exporter qw(import);
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Time::HiRes qw(time usleep);
+
+our @EXPORT = qw(new_node start_stub channel route insert_row literal poll_until workers wait_for_delivery
+  timeout_default);
+
+# Seconds that a condition may take before the test gives up on it.
+sub timeout_default
+{
+    return $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
+}
+
+# A running cluster with pg_accord preloaded, in which the stub may be called, and the extension in database postgres.
+# Options: init (a list for init()), extension => 0 (do not create it), start => 0 (neither).
+sub new_node
+{
+    my ($name, $extra_conf, %option) = @_;
+    my $node = PostgreSQL::Test::Cluster->new($name);
+
+    $node->init(@{ $option{init} || [] });
+    $node->append_conf('postgresql.conf', <<'CONF');
+shared_preload_libraries = 'pg_accord'
+accord.allowed_networks = '127.0.0.0/8,::1/128'
+max_worker_processes = 20
+CONF
+    $node->append_conf('postgresql.conf', $extra_conf) if defined $extra_conf;
+    return $node if defined $option{start} && !$option{start};
+    $node->start;
+    $node->safe_psql('postgres', 'CREATE EXTENSION pg_accord')
+      unless defined $option{extension} && !$option{extension};
+    return $node;
+}
+
+# A value as an SQL literal: undef is NULL, \'text' is SQL as it stands.
+sub literal
+{
+    my ($value) = @_;
+    return 'NULL' unless defined $value;
+    return $$value if ref $value eq 'SCALAR';
+    $value =~ s/'/''/g;
+    return "E'$value'" if $value =~ s/\\/\\\\/g;
+    return "'$value'";
+}
+
+# INSERT INTO accord.<table>, columns by name.
+sub insert_row
+{
+    my ($node, $table, %column) = @_;
+    my @names = sort keys %column;
+    return $node->safe_psql('postgres',
+            "INSERT INTO accord.$table ("
+          . join(', ', @names)
+          . ') VALUES ('
+          . join(', ', map { literal($column{$_}) } @names)
+          . ')');
+}
+
+# A channel whose base_url is the stub, and a route that takes everything when it is asked for with route => 1 (or
+# with the columns of the route as a hash).
+sub channel
+{
+    my ($node, $stub, $name, %column) = @_;
+    my $route = delete $column{route};
+
+    insert_row($node, 'channel', name => $name, base_url => $stub->url, %column);
+    route($node, $name, ref $route ? %$route : ()) if $route;
+    return;
+}
+
+sub route
+{
+    my ($node, $channel, %column) = @_;
+    return insert_row($node, 'route', channel => $channel, %column);
+}
+
+# Calls the sub until it returns true, and returns that; dies when it does not in time.
+sub poll_until
+{
+    my ($condition, $what, $timeout) = @_;
+    my $deadline = time + ($timeout || timeout_default());
+
+    while (1)
+    {
+        my $result = $condition->();
+        return $result if $result;
+        die 'gave up waiting for ' . ($what || 'a condition') . "\n" if time > $deadline;
+        usleep(20_000);
+    }
+}
+
+# Process ids of the cluster's workers by what pg_stat_activity calls them: 'launcher', 'dispatcher'. With a database,
+# only its own.
+sub workers
+{
+    my ($node, $type, $database) = @_;
+    my $sql = 'SELECT pid FROM pg_stat_activity WHERE backend_type LIKE ' . literal("pg_accord%$type%");
+    $sql .= ' AND datname = ' . literal($database) if defined $database;
+    return split /\n/, $node->safe_psql('postgres', "$sql ORDER BY pid");
+}
+
+# Waits until nothing is owed to any channel any more.
+sub wait_for_delivery
+{
+    my ($node, $database) = @_;
+    $node->poll_query_until($database || 'postgres', 'SELECT NOT EXISTS (SELECT FROM accord.outbox)')
+      or die "deliveries were still owed when the time was up\n";
+    return;
+}
+
+# Starts a stub server; the arguments are those of stub.py.
+sub start_stub
+{
+    return Accord::Stub->new(@_);
+}
+
+package Accord::Stub;
+
+use strict;
+use warnings FATAL => 'all';
+
+use IO::Socket::INET;
+use JSON::PP;
+use POSIX ();
+
+my $json = JSON::PP->new->utf8->canonical->allow_nonref;
+
+# The server lives until our end of its standard input closes, which it does even if the test is killed.
+sub new
+{
+    my ($class, @args) = @_;
+    my $script = Cwd::abs_path(File::Basename::dirname(__FILE__)) . '/stub.py';
+
+    pipe(my $stdin_read, my $stdin_write) or die "could not make a pipe: $!";
+    pipe(my $stdout_read, my $stdout_write) or die "could not make a pipe: $!";
+    my $pid = fork;
+    die "could not fork: $!" unless defined $pid;
+    if ($pid == 0)
+    {
+        open STDIN, '<&', $stdin_read or POSIX::_exit(126);
+        open STDOUT, '>&', $stdout_write or POSIX::_exit(126);
+        exec 'python3', $script, @args or POSIX::_exit(127);
+    }
+    close $stdin_read;
+    close $stdout_write;
+    my $port = readline $stdout_read;
+    die "the stub server did not start\n" unless defined $port && $port =~ /^(\d+)$/;
+    my $scheme = grep({ $_ eq '--cert' } @args) ? 'https' : 'http';
+    return bless {
+        pid => $pid,
+        stdin => $stdin_write,
+        stdout => $stdout_read,
+        port => $1,
+        scheme => $scheme,
+        args => \@args
+    }, $class;
+}
+
+sub port { my ($self) = @_; return $self->{port}; }
+sub pid { my ($self) = @_; return $self->{pid}; }
+
+sub url
+{
+    my ($self, $path) = @_;
+    return "$self->{scheme}://127.0.0.1:$self->{port}" . (defined $path ? $path : '');
+}
+
+# One request of our own; returns status and body. Not for a stub that speaks TLS.
+sub request
+{
+    my ($self, $method, $path, $body) = @_;
+    $body = '' unless defined $body;
+    my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->{port})
+      or die "could not connect to the stub server: $!\n";
+    print $socket "$method $path HTTP/1.1\r\nHost: stub\r\nConnection: close\r\n",
+      'Content-Length: ', length $body, "\r\n\r\n", $body;
+    my $answer = do { local $/ = undef; <$socket> };
+    die "the stub server gave no answer to $method $path\n" unless defined $answer;
+    my ($head, $content) = split /\r\n\r\n/, $answer, 2;
+    my ($status) = $head =~ m{^HTTP/1\.1 (\d+)};
+    return ($status, $content);
+}
+
+sub control
+{
+    my ($self, $method, $what, $data) = @_;
+    my ($status, $content) =
+      $self->request($method, "/_stub/$what", defined $data ? $json->encode($data) : undef);
+    die "stub server: $method $what: $status $content\n" unless $status == 200;
+    return $content;
+}
+
+# Replaces the rules (see stub.py).
+sub script { my ($self, $rules) = @_; return $self->control('POST', 'script', $rules); }
+
+# Opens or closes a gate; rules with do => { gate => name } hold their answers until it is open.
+sub open_gate { my ($self, $name) = @_; return $self->gate($name, 1); }
+sub close_gate { my ($self, $name) = @_; return $self->gate($name, 0); }
+
+sub gate
+{
+    my ($self, $name, $open) = @_;
+    return $self->control('POST', 'gate',
+        { name => $name, open => $open ? JSON::PP::true : JSON::PP::false });
+}
+
+sub reset { my ($self) = @_; return $self->control('POST', 'reset'); }
+
+# The requests received so far, as hashes, in order of arrival; those after number $after.
+sub log
+{
+    my ($self, $after) = @_;
+    return map { $json->decode($_) } split /\n/, $self->control('GET', 'log?after=' . ($after || 0));
+}
+
+# The counters, as a hash; and the count alone.
+sub counters { my ($self, $query) = @_; return $json->decode($self->control('GET', 'count' . ($query || ''))); }
+sub count { my ($self) = @_; return $self->counters->{count}; }
+
+# What took effect under --idempotent: { keys => { key => { replays => n } }, anonymous => n }.
+sub applied { my ($self) = @_; return $json->decode($self->control('GET', 'applied')); }
+
+# Waits until so many requests have arrived (been answered); returns how many it were. Dies when time is up.
+sub wait_for_count { my ($self, $n, $timeout) = @_; return $self->wait_for('count', 'at_least', $n, $timeout); }
+sub wait_for_answered { my ($self, $n, $timeout) = @_; return $self->wait_for('answered', 'answered', $n, $timeout); }
+
+sub wait_for
+{
+    my ($self, $counter, $parameter, $n, $timeout) = @_;
+    my $ms = 1000 * ($timeout || Accord::timeout_default());
+    my $now = $self->counters("?$parameter=$n&timeout_ms=$ms")->{$counter};
+    die "gave up waiting for $n requests ($counter) at the stub server; there were $now\n" if $now < $n;
+    return $now;
+}
+
+# Ends the server, as a channel that goes away does. Its port may be given to the next one: start_stub('--port', ...).
+sub stop
+{
+    my ($self) = @_;
+    my $pid = delete $self->{pid} or return;
+    local $?;
+    kill 'TERM', $pid;
+    close $self->{stdin};
+    waitpid $pid, 0;
+    return;
+}
+
+sub DESTROY { my ($self) = @_; $self->stop; return; }
+
+1;
