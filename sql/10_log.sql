@@ -88,3 +88,10 @@ CREATE FUNCTION accord.read(after_seq bigint, max integer DEFAULT 1000,
     RETURNS SETOF record
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 1000 AS 'MODULE_PATHNAME', 'accord_read';
 COMMENT ON FUNCTION accord.read(bigint, integer) IS 'events committed after after_seq, in commit order and in whole transactions, until at least max events are returned; none is ever missed by a reader that remembers the last seq it saw';
+
+COMMENT ON TABLE accord.event_log IS 'every event, for good until retention; written through accord.outbox, read in commit order by accord.read()';
+COMMENT ON TABLE accord.commit_log IS 'one row per transaction that wrote events, in commit order: who, when, why';
+COMMENT ON COLUMN accord.commit_log.seq IS 'place in the commit order; a reader''s cursor is one of these';
+COMMENT ON COLUMN accord.commit_log.actor IS 'accord.actor of the session when it committed';
+COMMENT ON COLUMN accord.commit_log.reason IS 'accord.reason of the session when it committed';
+COMMENT ON COLUMN accord.commit_log.correlation_id IS 'accord.correlation_id of the session when it committed';

@@ -124,3 +124,11 @@ BEGIN
     END LOOP;
 END
 $$;
+
+COMMENT ON TABLE accord.attempt_log IS 'one row per attempt, and per event settled without one; accord.attempt joins it with the events';
+COMMENT ON COLUMN accord.attempt_log.outcome IS 'delivered, retry, retry_after, rejected, unauthorized, unreachable, timeout, stalled, cut_off, invalid, skipped, expired, discarded or lost';
+COMMENT ON COLUMN accord.attempt_log.sent IS 'no: nothing left, safe to repeat; unknown: sent, no complete answer; yes: answered';
+COMMENT ON COLUMN accord.attempt_log.response IS 'the beginning of an answer that was not a success';
+COMMENT ON COLUMN accord.attempt_log.account IS 'the account; empty for the channel''s own endpoint';
+COMMENT ON TABLE accord.backlog_log IS 'the states a delivery passed through once it became an exception; the highest version counts: see accord.backlog';
+COMMENT ON TABLE accord.cursor_log IS 'how far endpoints have come that lag behind their dispatcher''s position; the highest version counts';

@@ -59,4 +59,13 @@
 	(pg_proc_aclcheck((function), (role), ACL_EXECUTE) == ACLCHECK_OK)
 #endif
 
+/* 16 replaced the pg_*_ownercheck() family by object_ownercheck(). */
+#if PG_VERSION_NUM >= 160000
+#define accord_database_owned(database, role) \
+	object_ownercheck(DatabaseRelationId, (database), (role))
+#else
+#define accord_database_owned(database, role) \
+	pg_database_ownercheck((database), (role))
+#endif
+
 #endif							/* ACCORD_COMPAT_H */

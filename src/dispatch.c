@@ -23,8 +23,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
-#include "commands/extension.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -32,7 +30,6 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/lmgr.h"
 #include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -51,15 +48,18 @@
 #include "identity.h"
 #include "intake.h"
 #include "request.h"
+#include "ring.h"
 #include "settle.h"
 #include "shmem.h"
 
 #define ADMIT_AT_ONCE 256		/* deliveries made ready for sending together */
+#define HOUSEKEEPING_EVERY 60000	/* ms */
 
 static AccordDesk *desk = NULL;
 static MemoryContext turn_context = NULL;	/* reset every turn of the loop */
 static bool awake = true;		/* the latch was set: there may be news */
 static bool here = false;		/* not a copy: it may send */
+static TimestampTz housekept_at = 0;	/* the rings were turned */
 
 /* Hands a finished request to curl; the delivery is in flight from now on. */
 static void
@@ -374,6 +374,37 @@ heed(void)
 	MemoryContextSwitchTo(turn_context);
 }
 
+/* Turns the rings now and then; one dispatcher does it for all. */
+static void
+keep_house(TimestampTz now)
+{
+	if (desk->number != 0 || !awake ||
+		!TimestampDifferenceExceeds(housekept_at, now, HOUSEKEEPING_EVERY))
+		return;
+	housekept_at = now;
+	accord_ring_turn();
+	MemoryContextSwitchTo(turn_context);
+}
+
+/*
+ * SIGTERM: ends the loop at its next turn; a body function that is running is
+ * cancelled.
+ */
+static void
+handle_shutdown(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	ShutdownRequestPending = true;
+	if (accord_request_in_function)
+	{
+		InterruptPending = true;
+		QueryCancelPending = true;
+	}
+	SetLatch(MyLatch);
+	errno = save_errno;
+}
+
 /* One turn of the loop; returns how long to wait for the next one. */
 static long
 turn(void)
@@ -389,6 +420,7 @@ turn(void)
 		awake = false;
 		return -1;
 	}
+	keep_house(now);
 	more = take_in(now);
 	more |= admit(now);
 	idle = accord_http_in_flight() == 0 && !more;
@@ -441,6 +473,7 @@ start(int number, int count)
 		accord_shmem_dispatcher_absent();
 		proc_exit(0);
 	}
+	accord_shmem_dispatcher_present();
 	here = accord_identity_here();
 	accord_backlog_share_positions(count);
 	accord_db_commit();
@@ -459,7 +492,7 @@ accord_dispatch_main(Datum arg)
 
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGTERM, handle_shutdown);
 	BackgroundWorkerUnblockSignals();
 	if (!accord_shmem_dispatcher_attach(args.database, args.number,
 										args.count))

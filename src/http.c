@@ -118,10 +118,11 @@ restore_signals(const sigset_t *saved)
 static void
 follow_networks(void)
 {
-	const char *setting = accord_allowed_networks == NULL ? "" :
-	accord_allowed_networks;
+	const char *setting = accord_allowed_networks;
 	char	   *copy;
 
+	if (setting == NULL)
+		setting = "";
 	if (networks_setting != NULL && strcmp(networks_setting, setting) == 0)
 		return;
 	copy = strdup(setting);
@@ -157,12 +158,12 @@ watch_socket(int fd, uint8 mask)
 {
 	SocketState *state = &sockets[fd];
 	struct epoll_event event = {.events = mask,.data.fd = fd};
-	int			op = (state->flags & SOCKET_REGISTERED) ? EPOLL_CTL_MOD :
-	EPOLL_CTL_ADD;
+	bool		known = (state->flags & SOCKET_REGISTERED) != 0;
 
-	if ((state->flags & SOCKET_REGISTERED) && state->mask == mask)
+	if (known && state->mask == mask)
 		return true;
-	if (epoll_ctl(epoll_fd, op, fd, &event) != 0)
+	if (epoll_ctl(epoll_fd, known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd,
+				  &event) != 0)
 		return false;
 	state->flags |= SOCKET_REGISTERED;
 	state->mask = mask;
@@ -475,8 +476,10 @@ accord_http_in_flight(void)
 }
 
 /*
- * A name is resolved by a thread of its own, with descriptors of its own, and
- * when the name server is slow, by as many as there are requests.
+ * A name is resolved by a thread with descriptors of its own; while the name
+ * server is slow there are as many of them as requests. A request counts as
+ * resolving from its submission until its socket is opened or a kept one is
+ * found, which takes one turn of the loop when the name is known.
  */
 int
 accord_http_capacity(void)
@@ -513,7 +516,7 @@ raise_init_error(const char *what)
 	ereport(ERROR,
 			(errcode(ERRCODE_OUT_OF_MEMORY),
 			 errmsg("could not initialize HTTP client: %s", what),
-			 errhint("Raise the limits of memory and open files for the server.")));
+			 errhint("Raise the server's limits of memory and open files.")));
 }
 
 void

@@ -2,7 +2,8 @@
  * http.h: exports of http.c
  *
  * Layer 2: HTTP requests, many at once, through libcurl's multi interface.
- * The only file that knows curl. Runs in dispatchers only.
+ * Runs in dispatchers; the checks at the end may run in any backend. Only
+ * http.c and its parts, http_transfer.c and http_check.c, know curl.
  */
 #ifndef ACCORD_HTTP_H
 #define ACCORD_HTTP_H
@@ -33,9 +34,9 @@ typedef struct AccordHttpRequest
 								 * itself: a fresh connection */
 	int			connect_timeout_ms;
 	int			timeout_ms;		/* the whole request */
-	int			stall_timeout_s;	/* no byte in either direction; noticed
-									 * up to 6 s late, the span over which
-									 * curl measures speed */
+	int			stall_timeout_s;	/* no byte in either direction; noticed up
+									 * to 6 s late, the span over which curl
+									 * measures speed */
 	size_t		max_response;	/* bytes of the body kept; more is not read */
 } AccordHttpRequest;
 
@@ -47,7 +48,7 @@ typedef struct AccordHttpResponse
 	double		duration_ms;
 	const char *error;			/* NULL when transport is OK; never holds a
 								 * secret */
-	const char *body;			/* may be cut at max_response; not terminated */
+	const char *body;			/* cut at max_response; not terminated */
 	size_t		body_len;
 	bool		truncated;
 	const char *request_id;		/* X-Request-Id or Request-Id of the answer,

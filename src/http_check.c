@@ -112,7 +112,7 @@ find_auth_fault(const AccordHttpRequest *request)
 	{
 		if (strchr(request->auth_name, ':') != NULL ||
 			has_control(request->auth_name))
-			return pstrdup("the user name has a colon or a control character in it");
+			return pstrdup("the user name has a colon or control character");
 		return NULL;
 	}
 	len = accord_http_token_length(request->auth_name);
@@ -122,7 +122,7 @@ find_auth_fault(const AccordHttpRequest *request)
 	return NULL;
 }
 
-char	   *
+char *
 accord_http_check_request(const AccordHttpRequest *request)
 {
 	const char *fault = find_url_fault(request->url);
@@ -147,7 +147,7 @@ accord_http_wants_body(const char *method)
 		strcmp(method, "PATCH") == 0;
 }
 
-char	   *
+char *
 accord_http_check_url(const char *url)
 {
 	const char *fault = find_url_fault(url);
@@ -194,10 +194,11 @@ accord_http_literal_refused(const char *url)
 	char	   *host = extract_host(url);
 	AccordAddress address;
 	AccordNetwork *networks = NULL;
-	int			n;
+	int			n = 0;
 	bool		refused = false;
 
-	n = accord_network_parse(accord_allowed_networks, &networks);
+	if (accord_allowed_networks != NULL)
+		n = accord_network_parse(accord_allowed_networks, &networks);
 	if (host != NULL && getaddrinfo(host, NULL, &hints, &found) == 0)
 	{
 		refused = accord_network_address(found->ai_addr, &address) &&

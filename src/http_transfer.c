@@ -94,8 +94,11 @@ on_header(char *line, size_t size, size_t n, void *arg)
 {
 	AccordTransfer *transfer = arg;
 
-	/* informational answers and trailers have lines and ends of their own */
-	transfer->headers_ended = line[0] == '\r' || line[0] == '\n';
+	/* informational answers come first; trailers do not count */
+	if (line[0] == '\r' || line[0] == '\n')
+		transfer->headers_ended = true;
+	else if (size * n >= 5 && memcmp(line, "HTTP/", 5) == 0)
+		transfer->headers_ended = false;
 	transfer->header_bytes += size * n;
 	return transfer->header_bytes > MAX_HEADER_BYTES ? 0 : size * n;
 }
@@ -160,6 +163,8 @@ static void
 set_transport_options(CURL *easy)
 {
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+	/* a name that takes longer than its request: do not wait for the thread */
+	curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
 	curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
 	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
 	curl_easy_setopt(easy, CURLOPT_PROXY, "");
@@ -291,8 +296,7 @@ pack_request(AccordTransfer *transfer, const AccordHttpRequest *request)
 	AccordBuffer *buffer = &transfer->request;
 	struct curl_slist *nodes;
 	bool		own_agent = false;
-	bool		typed = request->body == NULL &&
-	!accord_http_wants_body(request->method);
+	bool		typed = false;
 	int			n = 0;
 
 	if (!reserve_buffer(buffer, measure_request(request)))
@@ -308,7 +312,9 @@ pack_request(AccordTransfer *transfer, const AccordHttpRequest *request)
 		pack_given_header(transfer, &nodes[n++], line);
 	}
 	n += pack_auth_header(transfer, &nodes[n], request);
-	if (!typed)					/* else curl would claim it to be a form */
+	/* without a type given curl would claim a body to be a form */
+	if (!typed && (request->body != NULL ||
+				   accord_http_wants_body(request->method)))
 		pack_header(transfer, &nodes[n++], "Content-Type:", 13, NULL);
 
 	transfer->headers = own_agent ? &no_expect_node : &user_agent_node;

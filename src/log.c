@@ -71,6 +71,7 @@ static bool callbacks_registered = false;
 static bool truncating = false; /* the guard lets ring maintenance through */
 
 PG_FUNCTION_INFO_V1(accord_log_guard);
+PG_FUNCTION_INFO_V1(accord_ring_truncate);
 
 static void at_transaction_event(XactEvent event, void *arg);
 static void at_subtransaction_event(SubXactEvent event, SubTransactionId id,
@@ -401,9 +402,13 @@ accord_log_guard(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
-void
-accord_log_truncate(const char *tables)
+/* accord.ring_truncate(tables): the guard lets this through, and nothing else. */
+Datum
+accord_ring_truncate(PG_FUNCTION_ARGS)
 {
+	char	   *tables = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	SPI_connect();
 	truncating = true;
 	PG_TRY();
 	{
@@ -416,4 +421,6 @@ accord_log_truncate(const char *tables)
 		truncating = false;
 	}
 	PG_END_TRY();
+	SPI_finish();
+	PG_RETURN_VOID();
 }

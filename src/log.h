@@ -62,10 +62,6 @@ extern bool accord_log_append(Datum *values, bool *nulls);
 /* Raises the clear error when there is no shared memory to keep order in. */
 extern void accord_log_require_preload(void);
 
-/* Lets ring maintenance past the guard: TRUNCATE of partitions, named as in
- * SQL ("accord.event_log_3, accord.commit_log_3"). Needs SPI connected. */
-extern void accord_log_truncate(const char *tables);
-
 /*
  * The highest commit number below which nothing is still to become visible.
  * Take the snapshot afterwards.

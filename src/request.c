@@ -51,6 +51,8 @@ typedef struct Variables
 	const AccordEvent *event;
 } Variables;
 
+volatile sig_atomic_t accord_request_in_function = false;
+
 static TupleDesc event_desc = NULL;
 
 void
@@ -407,9 +409,11 @@ run_as_owner(AccordRequest *request, Variables *variables)
 	if (!accord_function_executable(route->body_function_oid, route->owner))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION,
 					   route->body_function);
+	accord_request_in_function = true;
 	enable_timeout_after(STATEMENT_TIMEOUT, accord_function_timeout);
 	result = call_function(variables);
 	disable_timeout(STATEMENT_TIMEOUT, false);
+	accord_request_in_function = false;
 	if (result == NULL)
 		request->skip = true;
 	else
@@ -456,6 +460,7 @@ make_by_function(AccordRequest *request, Variables *variables)
 		error = CopyErrorData();
 		FlushErrorState();
 		disable_timeout(STATEMENT_TIMEOUT, false);
+		accord_request_in_function = false;
 		RollbackAndReleaseCurrentSubTransaction();
 		request->error = psprintf("function %s: %s",
 								  variables->route->body_function,

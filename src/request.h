@@ -6,6 +6,8 @@
 #ifndef ACCORD_REQUEST_H
 #define ACCORD_REQUEST_H
 
+#include <signal.h>
+
 #include "endpoint.h"
 
 /* What came of making a request; everything palloc'd where it was made. */
@@ -17,6 +19,9 @@ typedef struct AccordRequest
 	bool		transient;		/* error may pass: try again later */
 	char	   *error;			/* NULL: http can be sent */
 } AccordRequest;
+
+/* True while a body function runs: SIGTERM cancels it. */
+extern volatile sig_atomic_t accord_request_in_function;
 
 /* Remembers the shape of event_log; in a transaction, once. */
 extern void accord_request_init(void);

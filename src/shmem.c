@@ -62,7 +62,7 @@ typedef union Backend
 		pg_atomic_uint64 floor; /* 0: none; written after database */
 		Oid			database;
 		Oid			clearing;	/* waits for its dispatchers to go */
-	};
+	}			own;
 	char		pad[PG_CACHE_LINE_SIZE];
 } Backend;
 
@@ -145,7 +145,7 @@ initialize_backends(void)
 {
 	memset(backends, 0, backends_size());
 	for (int i = 0; i < MaxBackends; i++)
-		pg_atomic_init_u64(&backends[i].floor, 0);
+		pg_atomic_init_u64(&backends[i].own.floor, 0);
 }
 
 static void
@@ -211,7 +211,7 @@ own_backend(void)
 static void
 leave(int code, Datum arg)
 {
-	own_backend()->clearing = InvalidOid;
+	own_backend()->own.clearing = InvalidOid;
 	if (accord_shmem_floor_clear())
 		accord_shmem_wake_dispatchers();
 	while (kept_clear != NIL)
@@ -273,25 +273,25 @@ at_transaction_end(XactEvent event, void *arg)
 void
 accord_shmem_floor_publish(int64 floor)
 {
-	Backend    *own = own_backend();
+	Backend    *backend = own_backend();
 
 	Assert(floor > 0);
 	register_exit();
-	own->database = MyDatabaseId;
+	backend->own.database = MyDatabaseId;
 	pg_write_barrier();
-	pg_atomic_write_u64(&own->floor, (uint64) floor);
+	pg_atomic_write_u64(&backend->own.floor, (uint64) floor);
 	pg_memory_barrier();
 }
 
 bool
 accord_shmem_floor_clear(void)
 {
-	Backend    *own = own_backend();
+	Backend    *backend = own_backend();
 
-	if (pg_atomic_read_u64(&own->floor) == 0)
+	if (pg_atomic_read_u64(&backend->own.floor) == 0)
 		return false;
 	pg_memory_barrier();
-	pg_atomic_write_u64(&own->floor, 0);
+	pg_atomic_write_u64(&backend->own.floor, 0);
 	return true;
 }
 
@@ -303,12 +303,12 @@ accord_shmem_floor_lowest(void)
 	pg_memory_barrier();
 	for (int i = 0; i < MaxBackends; i++)
 	{
-		int64		floor = (int64) pg_atomic_read_u64(&backends[i].floor);
+		int64		floor = (int64) pg_atomic_read_u64(&backends[i].own.floor);
 
 		if (floor == 0 || floor >= lowest)
 			continue;
 		pg_read_barrier();
-		if (backends[i].database == MyDatabaseId)
+		if (backends[i].own.database == MyDatabaseId)
 			lowest = floor;
 	}
 	/* a snapshot taken from here on sees those whose floors were down */
@@ -418,16 +418,14 @@ accord_shmem_database_forget(AccordDatabase *entry)
 }
 
 bool
-accord_shmem_table_overflowed(void)
+accord_shmem_table_overflowed(bool *room)
 {
-	bool		overflowed;
+	bool		overflowed = shared->overflowed;
 
-	LWLockAcquire(table_lock, LW_EXCLUSIVE);
-	overflowed = shared->overflowed;
-	/* as long as there is no room, there is nothing new to tell */
-	if (find_database(InvalidOid) != NULL)
+	Assert(LWLockHeldByMeInMode(table_lock, LW_EXCLUSIVE));
+	*room = find_database(InvalidOid) != NULL;
+	if (*room)
 		shared->overflowed = false;
-	LWLockRelease(table_lock);
 	return overflowed;
 }
 
@@ -535,7 +533,7 @@ static void
 wake_clearing(Oid database)
 {
 	for (int i = 0; i < MaxBackends; i++)
-		if (backends[i].clearing == database)
+		if (backends[i].own.clearing == database)
 			wake_process(i);
 }
 
@@ -631,7 +629,7 @@ wait_until_clear(AccordDatabase *entry)
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													   CLEAR_TIMEOUT_MS);
 
-	own_backend()->clearing = entry->database;
+	own_backend()->own.clearing = entry->database;
 	pg_memory_barrier();
 	while (is_running_anywhere(entry))
 	{
@@ -646,7 +644,7 @@ wait_until_clear(AccordDatabase *entry)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
-	own_backend()->clearing = InvalidOid;
+	own_backend()->own.clearing = InvalidOid;
 }
 
 void
@@ -670,6 +668,8 @@ accord_shmem_database_clear(Oid database)
 	LWLockRelease(table_lock);
 	if (entry != NULL)
 		wait_until_clear(entry);
+	else						/* it has no dispatchers, nor a place for any */
+		kept_clear = list_delete_oid(kept_clear, database);
 }
 
 /*
@@ -684,7 +684,7 @@ accord_shmem_database_release(Oid database)
 	if (!list_member_oid(kept_clear, database))
 		return;
 	kept_clear = list_delete_oid(kept_clear, database);
-	own_backend()->clearing = InvalidOid;
+	own_backend()->own.clearing = InvalidOid;
 	LWLockAcquire(table_lock, LW_EXCLUSIVE);
 	entry = find_database(database);
 	if (entry != NULL && entry->clear_count > 0)
@@ -704,20 +704,14 @@ leave_launcher(int code, Datum arg)
 	shared->launcher = NO_PROCESS;
 }
 
-bool
+void
 accord_shmem_launcher_attach(void)
 {
-	bool		first;
-
-	LWLockAcquire(table_lock, LW_EXCLUSIVE);
-	first = shared->launcher == NO_PROCESS;
-	if (first)
-	{
-		shared->launcher = accord_my_proc_number();
-		on_shmem_exit(leave_launcher, (Datum) 0);
-	}
-	LWLockRelease(table_lock);
-	return first;
+	Assert(shared->launcher == NO_PROCESS);
+	on_shmem_exit(leave_launcher, (Datum) 0);
+	shared->launcher = accord_my_proc_number();
+	/* whoever does not see this asked before we look */
+	pg_memory_barrier();
 }
 
 TimestampTz

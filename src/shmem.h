@@ -124,7 +124,8 @@ typedef struct AccordDatabase
 								 * read without the lock */
 	bool		anew;			/* none that runs may stay */
 	int			clear_count;	/* statements that keep it clear */
-	int			count;			/* dispatchers it may have now; 0: none */
+	int			count;			/* dispatchers it may have now; 0: none; read
+								 * without the lock */
 	AccordPlace places[ACCORD_MAX_DISPATCHERS];
 } AccordDatabase;
 
@@ -132,14 +133,14 @@ typedef struct AccordDatabase
 extern AccordDatabase *accord_shmem_table(void);
 extern LWLock *accord_shmem_table_lock(void);
 
-/* The caller is the launcher from now on; false: there is another. */
-extern bool accord_shmem_launcher_attach(void);
+/* The caller is the launcher from now on. */
+extern void accord_shmem_launcher_attach(void);
 /* Nothing is started before this time (a crash was just recovered from). */
 extern TimestampTz accord_shmem_not_before(void);
-/* Whether an entry was wanted in vain since the latest call. */
-extern bool accord_shmem_table_overflowed(void);
 
 /* These need the table's lock, exclusively. */
+/* Whether an entry was wanted in vain; forgotten once there is room. */
+extern bool accord_shmem_table_overflowed(bool *room);
 /* The database's entry, made when there is none; NULL: the table is full. */
 extern AccordDatabase *accord_shmem_database_enter(Oid database);
 /* Whether none of its places is taken. */

@@ -1,0 +1,194 @@
+-- ring: the logs' slots move on, and the oldest are emptied when nothing needs them any more.
+-- Run by dispatcher 0, at most once a minute and only when it is awake; by hand with accord.turn_rings().
+
+CREATE FUNCTION accord.ring_truncate(tables text) RETURNS void
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'accord_ring_truncate';
+COMMENT ON FUNCTION accord.ring_truncate(text) IS 'internal: truncates slots of a ring past their guard';
+
+CREATE FUNCTION accord.ring_retention(setting text) RETURNS interval
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT s.setting::integer * interval '1 minute' FROM pg_settings s WHERE s.name = ring_retention.setting
+$$;
+COMMENT ON FUNCTION accord.ring_retention(text) IS 'internal: a retention setting as an interval';
+
+-- A slot's tables, locked without waiting, so that nobody is held up: false when somebody is reading or writing them.
+CREATE FUNCTION accord.ring_lock(tables text) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE 'LOCK TABLE ' || tables || ' IN ACCESS EXCLUSIVE MODE NOWAIT';
+    RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
+END
+$$;
+COMMENT ON FUNCTION accord.ring_lock(text) IS 'internal: locks slots of a ring, or says that they are in use';
+
+-- How far every dispatcher, and every endpoint that lags, has come.
+CREATE FUNCTION accord.ring_floor() RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    dispatchers bigint;
+    floor bigint;
+    position bigint;
+BEGIN
+    SELECT last_value INTO dispatchers FROM accord.dispatcher_count;
+    FOR i IN 0 .. greatest(dispatchers, 1) - 1 LOOP
+        EXECUTE format('SELECT last_value FROM accord.position_%s', i) INTO position;
+        floor := least(floor, position);
+    END LOOP;
+    SELECT least(floor, min(c.seq) - 1) INTO floor
+    FROM (SELECT DISTINCT ON (channel, account) seq FROM accord.cursor_log
+          ORDER BY channel, account, version DESC) c;
+    RETURN floor;
+END
+$$;
+COMMENT ON FUNCTION accord.ring_floor() IS 'internal: the commit number up to which no dispatcher will read the log again';
+
+CREATE FUNCTION accord.turn_log_ring(force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    retention interval := accord.ring_retention('accord.log_retention');
+    turns bigint := (SELECT last_value FROM accord.log_slot);
+    slot integer;
+    tables text;
+    newest record;
+    oldest timestamptz;
+    is_empty boolean;
+BEGIN
+    -- Empty the oldest slots that are past retention and that no delivery still needs.
+    FOR i IN 1 .. 7 LOOP
+        slot := (turns + i) % 8;
+        EXECUTE format('SELECT seq, committed_at FROM accord.commit_log_%s ORDER BY seq DESC LIMIT 1', slot) INTO newest;
+        CONTINUE WHEN newest.seq IS NULL;
+        EXIT WHEN newest.committed_at > now() - retention OR newest.seq > accord.ring_floor();
+        EXIT WHEN EXISTS (SELECT FROM accord.backlog b WHERE b.event_slot = slot AND b.state <> 'dead');
+        tables := format('accord.event_log_%s, accord.commit_log_%s', slot, slot);
+        EXIT WHEN NOT accord.ring_lock(tables);
+        -- Somebody may have committed into it before the lock.
+        EXECUTE format('SELECT seq, committed_at FROM accord.commit_log_%s ORDER BY seq DESC LIMIT 1', slot) INTO newest;
+        EXIT WHEN newest.committed_at > now() - retention OR newest.seq > accord.ring_floor();
+        PERFORM accord.ring_truncate(tables);
+    END LOOP;
+
+    -- Move on when the current slot holds its share of the retention and the next one is empty.
+    EXECUTE format('SELECT committed_at FROM accord.commit_log_%s ORDER BY seq LIMIT 1', turns % 8) INTO oldest;
+    EXECUTE format('SELECT NOT EXISTS (SELECT FROM accord.event_log_%s)', (turns + 1) % 8) INTO is_empty;
+    IF is_empty AND (force OR oldest < now() - retention / 6) THEN
+        PERFORM setval('accord.log_slot', turns + 1);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION accord.turn_log_ring(boolean) IS 'internal: moves event_log and commit_log to their next slot and empties those past accord.log_retention';
+
+CREATE FUNCTION accord.turn_attempt_ring(force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    retention interval := accord.ring_retention('accord.attempt_retention');
+    turns bigint := (SELECT last_value FROM accord.attempt_slot);
+    slot integer;
+    tables text;
+    newest timestamptz;
+    oldest timestamptz;
+    is_empty boolean;
+BEGIN
+    FOR i IN 1 .. 7 LOOP
+        slot := (turns + i) % 8;
+        tables := format('accord.attempt_log_%s', slot);
+        EXECUTE format('SELECT recorded_at FROM %s ORDER BY ctid DESC LIMIT 1', tables) INTO newest;
+        CONTINUE WHEN newest IS NULL;
+        EXIT WHEN newest > now() - retention OR NOT accord.ring_lock(tables);
+        PERFORM accord.ring_truncate(tables);
+    END LOOP;
+    EXECUTE format('SELECT recorded_at FROM accord.attempt_log_%s LIMIT 1', turns % 8) INTO oldest;
+    EXECUTE format('SELECT NOT EXISTS (SELECT FROM accord.attempt_log_%s)', (turns + 1) % 8) INTO is_empty;
+    IF is_empty AND (force OR oldest < now() - retention / 6) THEN
+        PERFORM setval('accord.attempt_slot', turns + 1);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION accord.turn_attempt_ring(boolean) IS 'internal: moves attempt_log to its next slot and empties those past accord.attempt_retention';
+
+-- The backlog is compacted: what still counts of the oldest slot is copied to the current one, under its own version;
+-- a turn later, when nobody can still be reading from before the copy, the slot is emptied.
+CREATE FUNCTION accord.turn_backlog_ring(force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    turns bigint := (SELECT last_value FROM accord.backlog_slot);
+    current integer := turns % 4;
+    slot integer;
+    floor bigint := accord.ring_floor();
+    tables text;
+    copied bigint;
+    cursors bigint;
+    is_empty boolean;
+BEGIN
+    FOR i IN 1 .. 3 LOOP
+        slot := (turns + i) % 4;
+        EXECUTE format('SELECT NOT EXISTS (SELECT FROM accord.backlog_log_%s) AND NOT EXISTS (SELECT FROM accord.cursor_log_%s)',
+                       slot, slot) INTO is_empty;
+        CONTINUE WHEN is_empty;
+        tables := format('accord.backlog_log_%s, accord.cursor_log_%s', slot, slot);
+        EXECUTE format($q$
+            INSERT INTO accord.backlog_log
+                (seq, tx_id, recorded_at, owed_since, attempted_at, due_at, route, decided_by, ord, version, attempts,
+                 slot, event_slot, channel, account, key, state, error, request)
+            SELECT o.seq, o.tx_id, o.recorded_at, o.owed_since, o.attempted_at, o.due_at, o.route, o.decided_by, o.ord,
+                   o.version, o.attempts, %1$s, o.event_slot, o.channel, o.account, o.key, o.state, o.error,
+                   -- a command's request was kept with its first intent
+                   coalesce(o.request, (SELECT r.request FROM accord.backlog_log r
+                                        WHERE r.channel = o.channel AND r.account = o.account AND r.seq = o.seq
+                                          AND r.ord = o.ord AND r.request IS NOT NULL LIMIT 1))
+            FROM accord.backlog_log_%2$s o
+            WHERE (o.state IN ('scheduled', 'sending', 'retrying', 'replayed', 'held', 'dead') OR o.seq > %3$s)
+              AND NOT EXISTS (SELECT FROM accord.backlog_log n
+                              WHERE n.channel = o.channel AND n.account = o.account AND n.seq = o.seq AND n.ord = o.ord
+                                AND (n.version > o.version OR n.version = o.version AND n.slot <> o.slot))
+            $q$, current, slot, floor);
+        GET DIAGNOSTICS copied = ROW_COUNT;
+        EXECUTE format($q$
+            INSERT INTO accord.cursor_log (version, seq, recorded_at, ord, slot, channel, account)
+            SELECT o.version, o.seq, o.recorded_at, o.ord, %1$s, o.channel, o.account
+            FROM accord.cursor_log_%2$s o
+            WHERE NOT EXISTS (SELECT FROM accord.cursor_log n
+                              WHERE n.channel = o.channel AND n.account = o.account
+                                AND (n.version > o.version OR n.version = o.version AND n.slot <> o.slot))
+            $q$, current, slot);
+        GET DIAGNOSTICS cursors = ROW_COUNT;
+        IF copied + cursors = 0 AND accord.ring_lock(tables) THEN
+            PERFORM accord.ring_truncate(tables);
+        END IF;
+        RETURN;
+    END LOOP;
+
+    -- Move on when the current slot has grown large.
+    IF force OR pg_relation_size(format('accord.backlog_log_%s', current)) > 16 * 1024 * 1024
+             OR pg_relation_size(format('accord.cursor_log_%s', current)) > 16 * 1024 * 1024 THEN
+        PERFORM setval('accord.backlog_slot', turns + 1);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION accord.turn_backlog_ring(boolean) IS 'internal: moves backlog_log and cursor_log to their next slot, carries over what still counts, and empties the slot it left';
+
+CREATE FUNCTION accord.prune_idempotency_keys() RETURNS bigint
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    WITH gone AS (
+        DELETE FROM accord.idempotency_key k
+        USING (SELECT scope, key FROM accord.idempotency_key
+               WHERE created_at < now() - accord.ring_retention('accord.idempotency_retention') LIMIT 1000) old
+        WHERE k.scope = old.scope AND k.key = old.key
+        RETURNING 1)
+    SELECT count(*) FROM gone
+$$;
+COMMENT ON FUNCTION accord.prune_idempotency_keys() IS 'internal: forgets up to 1000 keys older than accord.idempotency_retention';
+
+CREATE FUNCTION accord.turn_rings(force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- One at a time; whoever comes second has nothing to do.
+    IF pg_try_advisory_xact_lock(6382435, 2) THEN
+        PERFORM accord.turn_log_ring(force), accord.turn_attempt_ring(force), accord.turn_backlog_ring(force),
+                accord.prune_idempotency_keys();
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION accord.turn_rings(boolean) IS 'housekeeping, done by the dispatcher once a minute while it is awake: moves the rings of the logs on and empties slots past their retention; with force, moves on at once where the next slot is empty';
