@@ -7,6 +7,8 @@
 #ifndef ACCORD_COMPAT_H
 #define ACCORD_COMPAT_H
 
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "storage/proc.h"
 
 #if PG_VERSION_NUM < 150000
@@ -66,6 +68,46 @@
 #else
 #define accord_database_owned(database, role) \
 	pg_database_ownercheck((database), (role))
+#endif
+
+/* 16 lets callers catch the error of a malformed name. */
+#if PG_VERSION_NUM >= 160000
+#define accord_qualified_name_list(name) \
+	stringToQualifiedNameList((name), NULL)
+#else
+#define accord_qualified_name_list(name) stringToQualifiedNameList(name)
+#endif
+
+/*
+ * 16 converts a character without raising. Before, its error is caught: the
+ * conversion holds nothing that an abort would have to release, only the
+ * holdoff that an error resets is the caller's.
+ */
+#if PG_VERSION_NUM >= 160000
+#define accord_unicode_to_server(c, buffer) \
+	pg_unicode_to_server_noerror((c), (buffer))
+#else
+static inline bool
+accord_unicode_to_server(pg_wchar c, unsigned char *buffer)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile uint32 holdoff = InterruptHoldoffCount;
+	volatile bool converted = true;
+
+	PG_TRY();
+	{
+		pg_unicode_to_server(c, buffer);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		InterruptHoldoffCount = holdoff;
+		converted = false;
+	}
+	PG_END_TRY();
+	return converted;
+}
 #endif
 
 #endif							/* ACCORD_COMPAT_H */

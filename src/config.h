@@ -9,6 +9,7 @@
 #define ACCORD_CONFIG_H
 
 #include "http.h"
+#include "utils/hsearch.h"
 #include "utils/jsonb.h"
 
 /* An auth column, its secret looked up. */
@@ -76,6 +77,8 @@ typedef struct AccordRoute
 typedef struct AccordConfig
 {
 	MemoryContext context;
+	Oid			relids[4];		/* of the tables it was read from */
+	HTAB	   *accounts;		/* by channel and name */
 	AccordChannel **channels;
 	int			n_channels;
 	int64		generation;		/* grows with every reload */
@@ -102,6 +105,9 @@ extern int	accord_config_op(const char *word);
  */
 extern AccordConfig *accord_config_get(void);
 
+/* From now on the values of secrets are read, too: for dispatchers. */
+extern void accord_config_with_secrets(void);
+
 /* Whether accord_config_get() would reload. No transaction needed. */
 extern bool accord_config_stale(void);
 
@@ -120,5 +126,29 @@ extern AccordRoute *accord_config_match(AccordChannel *channel,
 										const char *topic, AccordOp op);
 
 extern bool accord_config_topic_match(const char *pattern, const char *topic);
+
+/*
+ * Raises unless headers is an object of strings that may be sent as HTTP
+ * headers; templates when "templates". relation and column name it in errors.
+ * In config_check.c.
+ */
+extern void accord_config_check_headers(const char *relation,
+										const char *column, Jsonb *headers,
+										bool templates);
+
+/* The words of an auth column, and what each needs besides "secret". */
+typedef struct AccordAuthKind
+{
+	const char *word;
+	AccordHttpAuth type;
+	const char *name_member;	/* NULL: needs no name */
+	bool		secret;			/* needs a secret */
+} AccordAuthKind;
+
+/* NULL when the word is none of them. */
+extern const AccordAuthKind *accord_config_auth_kind(const char *word);
+
+/* The body function of that name: InvalidOid when there is none fit for it. */
+extern Oid	accord_config_body_function(const char *name);
 
 #endif							/* ACCORD_CONFIG_H */

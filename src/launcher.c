@@ -190,9 +190,10 @@ order_due(AccordDatabase *entry, int index, const DatabaseRow *row,
 		  TimestampTz now, List **orders)
 {
 	TimestampTz next = NEVER;
-	int			count = entry->presence == ACCORD_PRESENCE_PRESENT ?
-		entry->count : Min(entry->count, 1);
+	int			count = entry->count;
 
+	if (entry->presence != ACCORD_PRESENCE_PRESENT)
+		count = Min(count, 1);
 	for (int i = 0; i < count; i++)
 	{
 		AccordPlace *place = &entry->places[i];
@@ -279,11 +280,37 @@ count_scouts(void)
 	return n;
 }
 
+/* Whether every entry is that of a database with the extension. */
+static bool
+is_table_full(void)
+{
+	AccordDatabase *table = accord_shmem_table();
+
+	for (int i = 0; i < accord_max_databases; i++)
+		if (!OidIsValid(table[i].database) ||
+			table[i].presence != ACCORD_PRESENCE_PRESENT)
+			return false;
+	return true;
+}
+
+/* Nobody is known to have been looked into. */
+static void
+forget_scouted(void)
+{
+	HASH_SEQ_STATUS scan;
+	Oid		   *database;
+
+	hash_seq_init(&scan, scouted);
+	while ((database = hash_seq_search(&scan)) != NULL)
+		(void) hash_search(scouted, database, HASH_REMOVE, NULL);
+}
+
 /*
  * Asks for dispatchers of databases nobody has looked into yet, as many as
- * may be looked into now; the end of each brings the next.
+ * may be looked into now; the end of each brings the next. Returns whether
+ * some must wait.
  */
-static void
+static bool
 send_scouts(HTAB *rows, TimestampTz now)
 {
 	int			room = SCOUTS_AT_ONCE - count_scouts();
@@ -291,7 +318,10 @@ send_scouts(HTAB *rows, TimestampTz now)
 	DatabaseRow *row;
 
 	if (!accord_dispatch || now < full_until)
-		return;
+		return false;
+	/* we do not know who found no room: look everywhere again */
+	if (accord_shmem_table_drained())
+		forget_scouted();
 	hash_seq_init(&scan, rows);
 	while ((row = hash_seq_search(&scan)) != NULL)
 	{
@@ -304,40 +334,32 @@ send_scouts(HTAB *rows, TimestampTz now)
 			(entry = accord_shmem_database_enter(row->database)) == NULL)
 		{
 			hash_seq_term(&scan);
-			break;
+			return true;
 		}
 		(void) hash_search(scouted, &row->database, HASH_ENTER, NULL);
 		if (accord_shmem_database_vacant(entry))
 			entry->asked = true;
 	}
+	return false;
 }
 
-/* Says once, each time the table has become full, that it is too small. */
+/*
+ * Says once that the table is too small: every place in it is held by a
+ * database with the extension, and others wait for one. Only a restart can
+ * make it larger.
+ */
 static void
-check_overflow(void)
+report_overflow(void)
 {
 	static bool told = false;
-	bool		room;
-	bool		overflowed;
 
-	LWLockAcquire(accord_shmem_table_lock(), LW_EXCLUSIVE);
-	overflowed = accord_shmem_table_overflowed(&room);
-	LWLockRelease(accord_shmem_table_lock());
-	if (overflowed && !told)
-		ereport(LOG,
-				(errmsg("no room for the dispatchers of another database"),
-				 errhint("Consider increasing accord.max_databases.")));
-	told = overflowed && !room;
-	/* we do not know who found no room: look everywhere again */
-	if (overflowed && room)
-	{
-		HASH_SEQ_STATUS scan;
-		Oid		   *database;
-
-		hash_seq_init(&scan, scouted);
-		while ((database = hash_seq_search(&scan)) != NULL)
-			(void) hash_search(scouted, database, HASH_REMOVE, NULL);
-	}
+	if (told)
+		return;
+	ereport(LOG,
+			(errmsg("no room for the dispatchers of another database"),
+			 errdetail("All %d places are taken.", accord_max_databases),
+			 errhint("Consider increasing accord.max_databases.")));
+	told = true;
 }
 
 /* ---- doing it ---- */
@@ -348,10 +370,10 @@ cancel_order(const Order *order)
 {
 	AccordDatabase *entry = &accord_shmem_table()[order->entry];
 
-	LWLockAcquire(accord_shmem_table_lock(), LW_EXCLUSIVE);
+	accord_shmem_table_lock();
 	pg_atomic_write_u32(&entry->places[order->args.number].state,
 						ACCORD_PLACE_EMPTY);
-	LWLockRelease(accord_shmem_table_lock());
+	accord_shmem_table_unlock();
 }
 
 static bool
@@ -386,12 +408,16 @@ register_dispatcher(const Order *order)
 	return registered;
 }
 
-/* Returns when what could not be started is to be tried again. */
+/*
+ * Returns when what could not be started is to be tried again. As long as
+ * that goes on it is told once.
+ */
 static TimestampTz
 carry_out(List *orders, TimestampTz now)
 {
-	static bool told = false;
-	bool		failed = false;
+	const Order *failed = NULL;
+	bool		told = now < TimestampTzPlusMilliseconds(full_until,
+														 accord_restart_interval);
 	ListCell   *lc;
 
 	foreach(lc, orders)
@@ -401,20 +427,17 @@ carry_out(List *orders, TimestampTz now)
 		if (register_dispatcher(order))
 			continue;
 		cancel_order(order);
-		if (!failed && !told)
-			ereport(LOG,
-					(errmsg("could not start a dispatcher for database "
-							"\"%s\"", NameStr(order->name)),
-					 errdetail("Trying again every %d ms.",
-							   accord_restart_interval),
-					 errhint("Consider increasing max_worker_processes.")));
-		failed = true;
+		failed = order;
 	}
-	if (orders == NIL)
+	if (failed == NULL)
 		return NEVER;
-	told = failed;
-	if (!failed)
-		return NEVER;
+	if (!told)
+		ereport(LOG,
+				(errmsg("could not start a dispatcher for database \"%s\"",
+						NameStr(failed->name)),
+				 errdetail("Trying again every %d ms.",
+						   accord_restart_interval),
+				 errhint("Consider increasing max_worker_processes.")));
 	full_until = TimestampTzPlusMilliseconds(now, accord_restart_interval);
 	return full_until;
 }
@@ -427,18 +450,19 @@ look(void)
 {
 	AccordDatabase *table = accord_shmem_table();
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz next = NEVER;
+	TimestampTz next = now < full_until ? full_until : NEVER;
 	TimestampTz retry;
 	List	   *orders = NIL;
 	HTAB	   *rows;
+	bool		waiting;
+	bool		full;
 
 	MemoryContextReset(look_context);
 	rows = read_databases();
 	MemoryContextSwitchTo(look_context);
-	check_overflow();
 
-	LWLockAcquire(accord_shmem_table_lock(), LW_EXCLUSIVE);
-	send_scouts(rows, now);
+	accord_shmem_table_lock();
+	waiting = send_scouts(rows, now);
 	for (int i = 0; i < accord_max_databases; i++)
 		if (OidIsValid(table[i].database))
 		{
@@ -448,8 +472,12 @@ look(void)
 
 			next = Min(next, due);
 		}
-	LWLockRelease(accord_shmem_table_lock());
+	waiting |= accord_shmem_table_overflowed();
+	full = is_table_full();
+	accord_shmem_table_unlock();
 
+	if (waiting && full)
+		report_overflow();
 	retry = carry_out(orders, now);
 	return Min(next, retry);
 }
@@ -484,7 +512,7 @@ revoke_orders(void)
 {
 	AccordDatabase *table = accord_shmem_table();
 
-	LWLockAcquire(accord_shmem_table_lock(), LW_EXCLUSIVE);
+	accord_shmem_table_lock();
 	for (int i = 0; i < accord_max_databases; i++)
 		for (int j = 0; j < ACCORD_MAX_DISPATCHERS; j++)
 		{
@@ -497,7 +525,7 @@ revoke_orders(void)
 				pg_atomic_write_u32(&place->state, ACCORD_PLACE_EMPTY);
 			}
 		}
-	LWLockRelease(accord_shmem_table_lock());
+	accord_shmem_table_unlock();
 }
 
 static void

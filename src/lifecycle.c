@@ -144,9 +144,10 @@ process_next(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			 QueryEnvironment *query_env, DestReceiver *dest,
 			 QueryCompletion *completion)
 {
-	ProcessUtility_hook_type next = next_process_utility != NULL ?
-		next_process_utility : standard_ProcessUtility;
+	ProcessUtility_hook_type next = next_process_utility;
 
+	if (next == NULL)
+		next = standard_ProcessUtility;
 	next(pstmt, query_string, read_only_tree, context, params, query_env, dest,
 		 completion);
 }

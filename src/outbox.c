@@ -165,7 +165,8 @@ check_row(const Datum *values, const bool *nulls)
 		check_channels(values[ACCORD_EVENT_CHANNELS - 1]);
 	if (!nulls[ACCORD_EVENT_HEADERS - 1])
 		accord_config_check_headers("accord.outbox", "headers",
-									DatumGetJsonbP(values[ACCORD_EVENT_HEADERS - 1]));
+									DatumGetJsonbP(values[ACCORD_EVENT_HEADERS - 1]),
+									false);
 	if (!nulls[ACCORD_EVENT_IDEMPOTENCY_KEY - 1] &&
 		VARSIZE_ANY_EXHDR(DatumGetPointer(values[ACCORD_EVENT_IDEMPOTENCY_KEY - 1])) > 1000)
 		ereport(ERROR,

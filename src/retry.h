@@ -85,6 +85,13 @@ typedef struct AccordRetryPolicy
 /* The outcome of a transfer: one pure table. */
 extern AccordOutcome accord_retry_outcome(const AccordResult *result);
 
+/*
+ * How far the request's effect got, for the verdict: an answer that leaves it
+ * open whether the work was done (408, 500, 502, 504 and those 5xx that are
+ * not in the table) counts as UNKNOWN; "not processed" (503) stays YES.
+ */
+extern AccordSent accord_retry_sent(const AccordResult *result);
+
 /* The word for it, as stored. */
 extern const char *accord_retry_word(AccordOutcome outcome);
 extern const char *accord_retry_sent_word(AccordSent sent);
@@ -92,12 +99,22 @@ extern const char *accord_retry_sent_word(AccordSent sent);
 /*
  * What becomes of a delivery after its attempt number "attempts" (from 1)
  * ended so, age_ms after the event's commit and since_first_ms after its
- * first attempt.
+ * first attempt. sent is accord_retry_sent()'s. A command that may have been
+ * executed is held unless its key or its route allows a repeat; a hold comes
+ * before a death by attempts or age.
  */
 extern AccordVerdict accord_retry_verdict(const AccordRetryPolicy *policy,
 										  AccordOutcome outcome,
 										  AccordSent sent, int attempts,
 										  int64 age_ms, int64 since_first_ms);
+
+/*
+ * Whether a delivery that was attempted so often before may be sent now.
+ * False for a command whose key the channel may have forgotten since the
+ * verdict: while it waited, its idempotency window ended. A person decides.
+ */
+extern bool accord_retry_repeatable(const AccordRetryPolicy *policy,
+									int attempts, int64 since_first_ms);
 
 /*
  * Milliseconds until the next attempt, after "attempts" of them: exponential

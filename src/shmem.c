@@ -70,8 +70,8 @@ typedef struct Shared
 {
 	pg_atomic_uint64 commit_lsn;	/* grows only */
 	char		pad[PG_CACHE_LINE_SIZE];
-	int			launcher;		/* its proc number, or NO_PROCESS; read without
-								 * the lock */
+	int			launcher;		/* its proc number, or NO_PROCESS; read
+								 * without the lock */
 	bool		overflowed;		/* an entry was wanted in vain */
 	TimestampTz not_before;		/* set at start, never changed */
 	AccordDatabase table[FLEXIBLE_ARRAY_MEMBER];
@@ -85,8 +85,7 @@ static Backend *backends = NULL;	/* MaxBackends of them */
 static LWLock *table_lock = NULL;
 
 /* This process's own affairs. */
-static AccordDatabase *my_database = NULL;	/* last seen entry of
-											 * MyDatabaseId */
+static AccordDatabase *my_database = NULL;	/* last seen entry of MyDatabaseId */
 static AccordPlace *my_place = NULL;	/* in my_database; dispatchers only */
 static bool exit_registered = false;
 static bool transaction_registered = false;
@@ -95,6 +94,7 @@ static bool relaunch_wanted = false;	/* at commit */
 static List *kept_clear = NIL;	/* database OIDs; TopMemoryContext */
 
 static void at_transaction_end(XactEvent event, void *arg);
+static void ask_launcher(bool anew);
 
 /* ---- memory ---- */
 
@@ -187,10 +187,16 @@ accord_shmem_table(void)
 	return shared->table;
 }
 
-LWLock *
+void
 accord_shmem_table_lock(void)
 {
-	return table_lock;
+	LWLockAcquire(table_lock, LW_EXCLUSIVE);
+}
+
+void
+accord_shmem_table_unlock(void)
+{
+	LWLockRelease(table_lock);
 }
 
 /* ---- this process ---- */
@@ -253,16 +259,7 @@ at_transaction_end(XactEvent event, void *arg)
 	while (kept_clear != NIL)
 		accord_shmem_database_release(linitial_oid(kept_clear));
 	if (event == XACT_EVENT_COMMIT && relaunch_wanted)
-	{
-		AccordDatabase *entry;
-
-		LWLockAcquire(table_lock, LW_EXCLUSIVE);
-		entry = accord_shmem_database_enter(MyDatabaseId);
-		if (entry != NULL)
-			entry->asked = entry->anew = true;
-		LWLockRelease(table_lock);
-		wake_process(shared->launcher);
-	}
+		ask_launcher(true);
 	else if (event == XACT_EVENT_COMMIT && wake_wanted)
 		accord_shmem_wake_dispatchers();
 	relaunch_wanted = wake_wanted = false;
@@ -362,10 +359,7 @@ accord_shmem_database_enter(Oid database)
 		return entry;
 	entry = find_database(InvalidOid);
 	if (entry == NULL)
-	{
-		shared->overflowed = true;
 		return NULL;
-	}
 	entry->presence = ACCORD_PRESENCE_ABSENT;
 	entry->asked = entry->anew = false;
 	entry->clear_count = 0;
@@ -418,38 +412,47 @@ accord_shmem_database_forget(AccordDatabase *entry)
 }
 
 bool
-accord_shmem_table_overflowed(bool *room)
+accord_shmem_table_overflowed(void)
 {
-	bool		overflowed = shared->overflowed;
+	Assert(LWLockHeldByMe(table_lock));
+	return shared->overflowed;
+}
+
+bool
+accord_shmem_table_drained(void)
+{
+	bool		drained;
 
 	Assert(LWLockHeldByMeInMode(table_lock, LW_EXCLUSIVE));
-	*room = find_database(InvalidOid) != NULL;
-	if (*room)
+	drained = shared->overflowed && find_database(InvalidOid) != NULL;
+	if (drained)
 		shared->overflowed = false;
-	return overflowed;
+	return drained;
 }
 
 /* ---- waking ---- */
 
 /*
- * Asks for dispatchers of this database. Whether the launcher is woken even
- * if it has been asked already is the caller's choice.
+ * Asks for dispatchers of this database; anew: for other ones than there may
+ * be. The launcher is woken unless it has been asked already.
  */
 static void
-ask_launcher(bool again)
+ask_launcher(bool anew)
 {
+	bool	   *asked = &shared->overflowed;
 	bool		news;
 
-	LWLockAcquire(table_lock, LW_EXCLUSIVE);
-	news = !shared->overflowed;
+	accord_shmem_table_lock();
 	my_database = accord_shmem_database_enter(MyDatabaseId);
 	if (my_database != NULL)
 	{
-		news = !my_database->asked;
-		my_database->asked = true;
+		asked = &my_database->asked;
+		my_database->anew |= anew;
 	}
-	LWLockRelease(table_lock);
-	if (news || again)
+	news = anew || !*asked;
+	*asked = true;
+	accord_shmem_table_unlock();
+	if (news)
 		wake_process(shared->launcher);
 }
 
@@ -509,7 +512,7 @@ accord_shmem_wake_dispatchers(void)
 void
 accord_shmem_wake_launcher(void)
 {
-	ask_launcher(true);
+	ask_launcher(false);
 }
 
 void
@@ -562,7 +565,7 @@ accord_shmem_dispatcher_attach(Oid database, int number, int count)
 	bool		wanted;
 
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
-	LWLockAcquire(table_lock, LW_EXCLUSIVE);
+	accord_shmem_table_lock();
 	entry = find_database(database);
 	place = entry != NULL ? &entry->places[number] : NULL;
 	expected = place != NULL && place->generation == args.generation &&
@@ -583,7 +586,7 @@ accord_shmem_dispatcher_attach(Oid database, int number, int count)
 		place->dismissed = true;
 		pg_atomic_write_u32(&place->state, ACCORD_PLACE_EMPTY);
 	}
-	LWLockRelease(table_lock);
+	accord_shmem_table_unlock();
 	return wanted;
 }
 
@@ -591,11 +594,11 @@ static void
 report_presence(AccordPresence presence)
 {
 	Assert(my_place != NULL);
-	LWLockAcquire(table_lock, LW_EXCLUSIVE);
+	accord_shmem_table_lock();
 	my_database->presence = presence;
 	if (presence == ACCORD_PRESENCE_ABSENT)
 		my_place->dismissed = true;
-	LWLockRelease(table_lock);
+	accord_shmem_table_unlock();
 	wake_process(shared->launcher);
 }
 
@@ -633,8 +636,8 @@ wait_until_clear(AccordDatabase *entry)
 	pg_memory_barrier();
 	while (is_running_anywhere(entry))
 	{
-		long		timeout =
-			TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		TimestampTz now = GetCurrentTimestamp();
+		long		timeout = TimestampDifferenceMilliseconds(now, deadline);
 
 		if (timeout <= 0)
 			break;
@@ -658,14 +661,14 @@ accord_shmem_database_clear(Oid database)
 	kept_clear = lappend_oid(kept_clear, database);
 	MemoryContextSwitchTo(old);
 
-	LWLockAcquire(table_lock, LW_EXCLUSIVE);
+	accord_shmem_table_lock();
 	entry = accord_shmem_database_enter(database);
 	if (entry != NULL)
 	{
 		entry->clear_count++;
 		accord_shmem_database_dismiss(entry);
 	}
-	LWLockRelease(table_lock);
+	accord_shmem_table_unlock();
 	if (entry != NULL)
 		wait_until_clear(entry);
 	else						/* it has no dispatchers, nor a place for any */
@@ -685,14 +688,14 @@ accord_shmem_database_release(Oid database)
 		return;
 	kept_clear = list_delete_oid(kept_clear, database);
 	own_backend()->own.clearing = InvalidOid;
-	LWLockAcquire(table_lock, LW_EXCLUSIVE);
+	accord_shmem_table_lock();
 	entry = find_database(database);
 	if (entry != NULL && entry->clear_count > 0)
 	{
 		entry->clear_count--;
 		(void) accord_shmem_database_forget(entry);
 	}
-	LWLockRelease(table_lock);
+	accord_shmem_table_unlock();
 	wake_process(shared->launcher);
 }
 

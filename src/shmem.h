@@ -11,7 +11,6 @@
 #include "accord.h"
 #include "datatype/timestamp.h"
 #include "port/atomics.h"
-#include "storage/lwlock.h"
 
 /* Requests the memory and installs the hooks; from _PG_init() under preload. */
 extern void accord_shmem_init(void);
@@ -26,6 +25,7 @@ extern bool accord_shmem_ready(void);
  */
 extern void accord_shmem_floor_publish(int64 floor);
 extern bool accord_shmem_floor_clear(void); /* whether one stood */
+
 /* The lowest floor published in this database, or PG_INT64_MAX. */
 extern int64 accord_shmem_floor_lowest(void);
 
@@ -40,11 +40,14 @@ extern XLogRecPtr accord_shmem_commit_lsn(void);
 /* Wakes this database's dispatchers; when there are none, the launcher is
  * asked for them (once, not at every commit). */
 extern void accord_shmem_wake_dispatchers(void);
-/* Asks the launcher to see to it that this database has its dispatchers. */
+
+/* Asks the launcher to see to it that this database has its dispatchers; wakes
+ * it unless it has been asked already. */
 extern void accord_shmem_wake_launcher(void);
 
 /* accord_shmem_wake_dispatchers(), when the top-level transaction commits. */
 extern void accord_shmem_wake_at_commit(void);
+
 /* The extension was created or dropped: when the top-level transaction
  * commits, the dispatchers there are go, and a new one has a look. */
 extern void accord_shmem_relaunch_at_commit(void);
@@ -70,8 +73,10 @@ typedef struct AccordDispatchArgs
  */
 extern bool accord_shmem_dispatcher_attach(Oid database, int number,
 										   int count);
+
 /* The extension is there: the other dispatchers may come. */
 extern void accord_shmem_dispatcher_present(void);
+
 /* The extension is not there: exit; none is started until asked for. */
 extern void accord_shmem_dispatcher_absent(void);
 
@@ -129,24 +134,35 @@ typedef struct AccordDatabase
 	AccordPlace places[ACCORD_MAX_DISPATCHERS];
 } AccordDatabase;
 
-/* The table, accord_max_databases long, and what guards it. */
+/* The table, accord_max_databases long, and what guards it: held briefly,
+ * and always exclusively. */
 extern AccordDatabase *accord_shmem_table(void);
-extern LWLock *accord_shmem_table_lock(void);
+extern void accord_shmem_table_lock(void);
+extern void accord_shmem_table_unlock(void);
 
 /* The caller is the launcher from now on. */
 extern void accord_shmem_launcher_attach(void);
+
 /* Nothing is started before this time (a crash was just recovered from). */
 extern TimestampTz accord_shmem_not_before(void);
 
-/* These need the table's lock, exclusively. */
-/* Whether an entry was wanted in vain; forgotten once there is room. */
-extern bool accord_shmem_table_overflowed(bool *room);
+/* These need the table's lock. */
+
+/* Whether an entry was asked for in vain. */
+extern bool accord_shmem_table_overflowed(void);
+
+/* Whether there is room again; what was asked for is forgotten then. */
+extern bool accord_shmem_table_drained(void);
+
 /* The database's entry, made when there is none; NULL: the table is full. */
 extern AccordDatabase *accord_shmem_database_enter(Oid database);
+
 /* Whether none of its places is taken. */
 extern bool accord_shmem_database_vacant(const AccordDatabase *entry);
+
 /* Tells those who run to exit. */
 extern void accord_shmem_database_dismiss(AccordDatabase *entry);
+
 /* Frees the entry when nothing is owed to it; whether it did. */
 extern bool accord_shmem_database_forget(AccordDatabase *entry);
 

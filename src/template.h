@@ -23,6 +23,12 @@ typedef JsonbValue *(*AccordTemplateLookup) (const char *name, void *arg);
 extern char *accord_template_check(const char *template);
 
 /*
+ * The names of a checked template's variables, one after the other: moves
+ * *template on; palloc'd; NULL: no more.
+ */
+extern char *accord_template_next_variable(const char **template);
+
+/*
  * Expands a template that accord_template_check() passed; palloc'd.
  * With raw set (header values) values are inserted unescaped.
  * *missing, if not NULL, is set to the name of the first variable that was

@@ -1,0 +1,563 @@
+/*
+ * config.c: the configuration tables, read once and kept until they change.
+ *
+ * Runs in dispatchers, and in backends that need to know a channel by name.
+ *
+ * Invariants
+ *   - What is kept was read under one snapshot, in one memory context, and is
+ *     replaced as a whole: no pointer into it outlives accord_config_get().
+ *   - Any change of one of the four tables invalidates it in every process, at
+ *     the commit of the change (relation cache invalidation, sent by the
+ *     trigger config_changed).
+ *   - The values of secrets are read by dispatchers alone.
+ *
+ * The tables are read as their owner: who may insert an event need not be
+ * allowed to read them.
+ *
+ * On failure the old configuration stays, marked stale; the error is the
+ * caller's.
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "common/hashfn.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "parser/parse_func.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/regproc.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "accord.h"
+#include "compat.h"
+#include "config.h"
+#include "db.h"
+#include "json.h"
+#include "shmem.h"
+
+typedef struct AccountKey
+{
+	AccordChannel *channel;
+	uint64		name_hash[2];
+} AccountKey;
+
+typedef struct AccountEntry
+{
+	AccountKey	key;
+	AccordAccount *account;
+} AccountEntry;
+
+static AccordConfig *current = NULL;
+static bool stale = true;
+static bool registered = false;
+static bool with_secrets = false;
+static int64 generations = 0;
+
+static const char *const tables[] = {"channel", "account", "route", "secret"};
+
+static const char *const op_words[] = {
+	[ACCORD_OP_INSERT] = "insert",
+	[ACCORD_OP_UPDATE] = "update",
+	[ACCORD_OP_DELETE] = "delete",
+	[ACCORD_OP_TRUNCATE] = "truncate",
+	[ACCORD_OP_EVENT] = "event"
+};
+
+static const AccordAuthKind auth_kinds[] = {
+	{"none", ACCORD_HTTP_AUTH_NONE, NULL, false},
+	{"bearer", ACCORD_HTTP_AUTH_BEARER, NULL, true},
+	{"basic", ACCORD_HTTP_AUTH_BASIC, "user", true},
+	{"header", ACCORD_HTTP_AUTH_HEADER, "name", true}
+};
+
+PG_FUNCTION_INFO_V1(accord_config_changed);
+
+int
+accord_config_op(const char *word)
+{
+	for (int i = 0; i < lengthof(op_words); i++)
+		if (strcmp(word, op_words[i]) == 0)
+			return i;
+	return -1;
+}
+
+const AccordAuthKind *
+accord_config_auth_kind(const char *word)
+{
+	for (int i = 0; i < lengthof(auth_kinds); i++)
+		if (strcmp(word, auth_kinds[i].word) == 0)
+			return &auth_kinds[i];
+	return NULL;
+}
+
+/* Relation cache callback. */
+static void
+forget_config(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid))
+		stale = true;
+	for (int i = 0; !stale && current != NULL && i < lengthof(tables); i++)
+		stale = current->relids[i] == relid;
+}
+
+/* System cache callback, for functions and roles. */
+static void
+forget_role_or_function(Datum arg, int cache, uint32 hash)
+{
+	stale = true;
+}
+
+bool
+accord_config_stale(void)
+{
+	return stale;
+}
+
+void
+accord_config_with_secrets(void)
+{
+	with_secrets = true;
+	stale = true;
+}
+
+/*
+ * Loading
+ */
+
+/* A column of the row at hand. */
+static Datum
+column(int row, const char *name, bool *isnull)
+{
+	int			number = SPI_fnumber(SPI_tuptable->tupdesc, name);
+
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
+						 number, isnull);
+}
+
+static char *
+column_text(int row, const char *name)
+{
+	bool		isnull;
+	Datum		value = column(row, name, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+static bool
+column_bool(int row, const char *name)
+{
+	bool		isnull;
+
+	return DatumGetBool(column(row, name, &isnull));
+}
+
+static int
+column_int(int row, const char *name)
+{
+	bool		isnull;
+
+	return DatumGetInt32(column(row, name, &isnull));
+}
+
+/* An interval in milliseconds, months being 30 days; 0 when null. */
+static int64
+column_ms(int row, const char *name)
+{
+	bool		isnull;
+	Datum		value = column(row, name, &isnull);
+	Interval   *interval = DatumGetIntervalP(value);
+
+	if (isnull)
+		return 0;
+	return (interval->time +
+			((int64) interval->month * DAYS_PER_MONTH + interval->day) *
+			USECS_PER_DAY) / 1000;
+}
+
+static Jsonb *
+column_json(int row, const char *name)
+{
+	bool		isnull;
+	Datum		value = column(row, name, &isnull);
+
+	return isnull ? NULL : DatumGetJsonbPCopy(value);
+}
+
+/* Runs a query; what is palloc'd next comes from "context". */
+static uint64
+run_query(const char *query, MemoryContext context)
+{
+	if (SPI_execute(query, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the configuration: %s", query);
+	MemoryContextSwitchTo(context);
+	return SPI_processed;
+}
+
+static void
+load_auth(int row, AccordAuth *auth)
+{
+	Jsonb	   *json = column_json(row, "auth");
+	char	   *word = json ? accord_json_member(json, "type") : NULL;
+	const AccordAuthKind *kind = word ? accord_config_auth_kind(word) : NULL;
+
+	memset(auth, 0, sizeof(*auth));
+	if (kind == NULL)
+		return;
+	auth->type = kind->type;
+	if (kind->name_member != NULL)
+		auth->name = accord_json_member(json, kind->name_member);
+	auth->secret_name = accord_json_member(json, "secret");
+	auth->secret = column_text(row, "secret");
+}
+
+static AccordChannel *
+load_channel(int row)
+{
+	AccordChannel *channel = palloc0(sizeof(AccordChannel));
+
+	channel->name = column_text(row, "name");
+	channel->base_url = column_text(row, "base_url");
+	channel->enabled = column_bool(row, "enabled");
+	load_auth(row, &channel->auth);
+	channel->headers = column_json(row, "headers");
+	channel->ordered = strcmp(column_text(row, "ordering"), "key") == 0;
+	channel->max_in_flight = column_int(row, "max_in_flight");
+	channel->connect_timeout_ms = (int) column_ms(row, "connect_timeout");
+	channel->timeout_ms = (int) column_ms(row, "timeout");
+	channel->stall_timeout_s =
+		(int) ((column_ms(row, "stall_timeout") + 999) / 1000);
+	channel->retry_base_ms = column_ms(row, "retry_base");
+	channel->retry_cap_ms = column_ms(row, "retry_cap");
+	channel->max_attempts = column_int(row, "max_attempts");
+	channel->max_age_ms = column_ms(row, "max_age");
+	channel->idempotency_header = column_text(row, "idempotency_header");
+	channel->idempotency_window_ms = column_ms(row, "idempotency_window");
+	channel->max_response = column_int(row, "max_response");
+	return channel;
+}
+
+/* The value of the secret an auth names, for dispatchers only. */
+static const char *
+secret_query(const char *table, const char *columns)
+{
+	return psprintf("SELECT t.*, %s AS secret FROM accord.%s t ORDER BY %s",
+					with_secrets ?
+					"(SELECT s.value FROM accord.secret s WHERE s.name "
+					"OPERATOR(pg_catalog.=) (t.auth "
+					"OPERATOR(pg_catalog.->>) 'secret'))" :
+					"NULL::pg_catalog.text", table, columns);
+}
+
+static void
+load_channels(AccordConfig *config)
+{
+	uint64		n = run_query(secret_query("channel", "name"),
+							  config->context);
+
+	config->channels = palloc(Max(n, 1) * sizeof(AccordChannel *));
+	for (uint64 i = 0; i < n; i++)
+		config->channels[config->n_channels++] = load_channel(i);
+}
+
+static void
+account_key(AccountKey *key, AccordChannel *channel, const char *name)
+{
+	memset(key, 0, sizeof(*key));
+	key->channel = channel;
+	/* 128 bits: as good as the name */
+	for (int i = 0; i < 2; i++)
+		key->name_hash[i] = hash_bytes_extended((const unsigned char *) name,
+												strlen(name), i + 1);
+}
+
+static void
+load_accounts(AccordConfig *config)
+{
+	uint64		n = run_query(secret_query("account", "channel, name"),
+							  config->context);
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		AccordAccount *account = palloc0(sizeof(AccordAccount));
+		AccordChannel *channel =
+			accord_config_channel(config, column_text(i, "channel"));
+		AccountKey	key;
+		AccountEntry *entry;
+		bool		isnull;
+
+		if (channel == NULL)
+			continue;			/* its foreign key is being cascaded */
+		channel->has_accounts = true;
+		account->name = column_text(i, "name");
+		account->base_url = column_text(i, "base_url");
+		account->enabled = column_bool(i, "enabled");
+		(void) column(i, "auth", &isnull);
+		account->has_auth = !isnull;
+		load_auth(i, &account->auth);
+		account->vars = column_json(i, "vars");
+		account_key(&key, channel, account->name);
+		entry = hash_search(config->accounts, &key, HASH_ENTER, NULL);
+		entry->account = account;
+	}
+}
+
+/* The bits of route.ops; 0: all. */
+static unsigned
+load_ops(int row)
+{
+	bool		isnull;
+	Datum		value = column(row, "ops", &isnull);
+	Datum	   *words;
+	int			n;
+	unsigned	ops = 0;
+
+	if (isnull)
+		return 0;
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false,
+					  TYPALIGN_INT, &words, NULL, &n);
+	for (int i = 0; i < n; i++)
+		ops |= 1U << accord_config_op(TextDatumGetCString(words[i]));
+	return ops;
+}
+
+Oid
+accord_config_body_function(const char *name)
+{
+	Oid			argument = get_rel_type_id(accord_db_relid("event_log"));
+	List	   *names = accord_qualified_name_list(name);
+	Oid			function = LookupFuncName(names, 1, &argument, true);
+
+	if (OidIsValid(function) &&
+		get_func_rettype(function) !=
+		get_rel_type_id(accord_db_relid("http_request")))
+		return InvalidOid;
+	return function;
+}
+
+static void
+load_routes(AccordConfig *config)
+{
+	uint64		n = run_query("SELECT t.* FROM accord.route t WHERE t.enabled "
+							  "ORDER BY t.channel, t.position, t.id",
+							  config->context);
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		AccordRoute *route = palloc0(sizeof(AccordRoute));
+		AccordChannel *channel =
+			accord_config_channel(config, column_text(i, "channel"));
+		bool		isnull;
+
+		if (channel == NULL)
+			continue;
+		route->channel = channel;
+		route->id = DatumGetInt64(column(i, "id", &isnull));
+		route->topic = column_text(i, "topic");
+		route->ops = load_ops(i);
+		route->method = column_text(i, "method");
+		route->path = column_text(i, "path");
+		route->headers = column_json(i, "headers");
+		route->content_type = column_text(i, "content_type");
+		route->command = strcmp(column_text(i, "mode"), "command") == 0;
+		route->ambiguous_retry =
+			strcmp(column_text(i, "ambiguous"), "retry") == 0;
+		route->body_function = column_text(i, "body_function");
+		route->owner = get_role_oid(column_text(i, "owner"), true);
+		if (route->body_function != NULL)
+			route->body_function_oid =
+				accord_config_body_function(route->body_function);
+
+		/* grown by doubling; the count says when */
+		if ((channel->n_routes & (channel->n_routes - 1)) == 0)
+			channel->routes = channel->routes == NULL ?
+				palloc(sizeof(AccordRoute *)) :
+				repalloc(channel->routes, 2 * channel->n_routes *
+						 sizeof(AccordRoute *));
+		channel->routes[channel->n_routes++] = route;
+	}
+}
+
+static HTAB *
+create_accounts(MemoryContext context)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(AccountKey);
+	ctl.entrysize = sizeof(AccountEntry);
+	ctl.hcxt = context;
+	return hash_create("pg_accord accounts", 256, &ctl,
+					   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* Reads everything as the tables' owner, under the caller's snapshot. */
+static void
+load_config(AccordConfig *config)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Oid			user;
+	int			context;
+
+	for (int i = 0; i < lengthof(tables); i++)
+		config->relids[i] = accord_db_relid(tables[i]);
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(accord_db_owner(), context |
+						   SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS);
+	SPI_connect();
+	load_channels(config);
+	load_accounts(config);
+	load_routes(config);
+	SPI_finish();
+	SetUserIdAndSecContext(user, context);
+	MemoryContextSwitchTo(caller);
+}
+
+AccordConfig *
+accord_config_get(void)
+{
+	MemoryContext context;
+	AccordConfig *config;
+
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(forget_config, (Datum) 0);
+		/* a body function or a role may have come or gone */
+		CacheRegisterSyscacheCallback(PROCOID, forget_role_or_function, 0);
+		CacheRegisterSyscacheCallback(AUTHOID, forget_role_or_function, 0);
+		registered = true;
+	}
+	if (!stale && current != NULL)
+		return current;
+
+	/* what is invalidated while we read makes it stale again */
+	stale = false;
+	context = AllocSetContextCreate(CurrentMemoryContext, "pg_accord config",
+									ALLOCSET_DEFAULT_SIZES);
+	config = MemoryContextAllocZero(context, sizeof(AccordConfig));
+	config->context = context;
+	config->accounts = create_accounts(context);
+	PG_TRY();
+	{
+		load_config(config);
+	}
+	PG_CATCH();
+	{
+		stale = true;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	config->generation = ++generations;
+	MemoryContextSetParent(context, TopMemoryContext);
+	if (current != NULL)
+		MemoryContextDelete(current->context);
+	current = config;
+	return current;
+}
+
+/*
+ * Looking things up
+ */
+
+AccordChannel *
+accord_config_channel(AccordConfig *config, const char *name)
+{
+	for (int i = 0; i < config->n_channels; i++)
+		if (strcmp(config->channels[i]->name, name) == 0)
+			return config->channels[i];
+	return NULL;
+}
+
+AccordAccount *
+accord_config_account(AccordConfig *config, AccordChannel *channel,
+					  const char *name)
+{
+	AccountKey	key;
+	AccountEntry *entry;
+
+	account_key(&key, channel, name);
+	entry = hash_search(config->accounts, &key, HASH_FIND, NULL);
+	return entry ? entry->account : NULL;
+}
+
+AccordRoute *
+accord_config_route(AccordChannel *channel, int64 id)
+{
+	for (int i = 0; i < channel->n_routes; i++)
+		if (channel->routes[i]->id == id)
+			return channel->routes[i];
+	return NULL;
+}
+
+/*
+ * The greedy glob: on a mismatch the last star takes one character more.
+ * Earlier stars never need to be tried again, so this is O(pattern * topic).
+ */
+bool
+accord_config_topic_match(const char *pattern, const char *topic)
+{
+	const char *star = NULL;
+	const char *resume = NULL;
+
+	while (*topic != '\0')
+	{
+		if (*pattern == '*')
+		{
+			star = ++pattern;
+			resume = topic;
+		}
+		else if (*pattern == *topic)
+		{
+			pattern++;
+			topic++;
+		}
+		else if (star != NULL)
+		{
+			pattern = star;
+			topic = ++resume;
+		}
+		else
+			return false;
+	}
+	while (*pattern == '*')
+		pattern++;
+	return *pattern == '\0';
+}
+
+AccordRoute *
+accord_config_match(AccordChannel *channel, const char *topic, AccordOp op)
+{
+	for (int i = 0; i < channel->n_routes; i++)
+	{
+		AccordRoute *route = channel->routes[i];
+
+		if ((route->ops == 0 || (route->ops & (1U << op)) != 0) &&
+			accord_config_topic_match(route->topic, topic))
+			return route;
+	}
+	return NULL;
+}
+
+/* Trigger: every process reads the configuration anew once this commits. */
+Datum
+accord_config_changed(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		elog(ERROR, "accord.config_changed() was not called by a trigger");
+	CacheInvalidateRelcache(trigger->tg_relation);
+	if (accord_shmem_ready())
+		accord_shmem_wake_at_commit();
+	return PointerGetDatum(NULL);
+}

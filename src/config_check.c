@@ -1,0 +1,652 @@
+/*
+ * config_check.c: a row of the configuration is checked when it is given.
+ *
+ * Runs in whatever backend edits the configuration, as BEFORE ROW triggers of
+ * channel, account, route and secret. What passes here can be used by a
+ * dispatcher; what would only fail at delivery is refused now, or warned of
+ * when it may yet come right (a secret not stored yet, a network not allowed).
+ *
+ * Invariants: nothing here depends on search_path but the name of a body
+ * function, which is stored qualified; so a dump restores as it was.
+ *
+ * On failure the statement raises and says what to do.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "parser/parse_func.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "accord.h"
+#include "compat.h"
+#include "config.h"
+#include "db.h"
+#include "json.h"
+#include "template.h"
+
+/* The row being checked, and what is changed in it on the way. */
+typedef struct RowCheck
+{
+	TriggerData *trigger;
+	Relation	rel;
+	TupleDesc	desc;
+	HeapTuple	old;			/* NULL: an INSERT */
+	HeapTuple	row;
+	const char *table;
+} RowCheck;
+
+/* Headers that are made by us, or would change the meaning of the rest. */
+static const char *const reserved_headers[] = {
+	"authorization", "connection", "content-length", "cookie", "expect",
+	"host", "keep-alive", "proxy-authorization", "proxy-connection", "te",
+	"trailer", "transfer-encoding", "upgrade"
+};
+
+/* What a template may name; those with true may be followed by a path. */
+static const struct
+{
+	const char *name;
+	bool		document;
+}			variables[] = {
+	{"key", false}, {"topic", false}, {"op", false}, {"account", false},
+	{"channel", false}, {"event_id", false}, {"source", false},
+	{"payload", true}, {"before", true}, {"headers", true}, {"vars", true}
+};
+
+#define VARIABLES_HINT \
+	"Use key, topic, op, account, channel, event_id, source, payload.NAME, " \
+	"before.NAME, headers.NAME or vars.NAME (of the account)."
+
+PG_FUNCTION_INFO_V1(accord_config_check);
+
+static Datum
+get_column(RowCheck *check, HeapTuple row, const char *name, bool *isnull)
+{
+	return heap_getattr(row, SPI_fnumber(check->desc, name), check->desc,
+						isnull);
+}
+
+static char *
+get_text(RowCheck *check, const char *name)
+{
+	bool		isnull;
+	Datum		value = get_column(check, check->row, name, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+static Jsonb *
+get_json(RowCheck *check, const char *name)
+{
+	bool		isnull;
+	Datum		value = get_column(check, check->row, name, &isnull);
+
+	return isnull ? NULL : DatumGetJsonbP(value);
+}
+
+static void
+set_column(RowCheck *check, const char *name, Datum value)
+{
+	int			number = SPI_fnumber(check->desc, name);
+	bool		isnull = false;
+
+	check->row = heap_modify_tuple_by_cols(check->row, check->desc, 1, &number,
+										   &value, &isnull);
+}
+
+/* Whether a column has another value than before; true for an INSERT. */
+static bool
+column_changed(RowCheck *check, const char *name)
+{
+	bool		isnull;
+	bool		old_null;
+	Datum		value = get_column(check, check->row, name, &isnull);
+	Datum		old;
+
+	if (check->old == NULL)
+		return true;
+	old = get_column(check, check->old, name, &old_null);
+	if (isnull || old_null)
+		return isnull != old_null;
+	return strcmp(TextDatumGetCString(value), TextDatumGetCString(old)) != 0;
+}
+
+static bool
+is_token(const char *string)
+{
+	if (string[0] == '\0')
+		return false;
+	for (const char *p = string; *p != '\0'; p++)
+		if (!((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') ||
+			  (*p >= '0' && *p <= '9') ||
+			  strchr("!#$%&'*+-.^_`|~", *p) != NULL))
+			return false;
+	return true;
+}
+
+static bool
+has_control(const char *string)
+{
+	for (const unsigned char *p = (const unsigned char *) string; *p; p++)
+		if (*p < ' ' || *p == 0x7F)
+			return true;
+	return false;
+}
+
+/*
+ * Addresses
+ */
+
+static void
+check_url(RowCheck *check)
+{
+	char	   *url = get_text(check, "base_url");
+	char	   *wrong;
+	size_t		len;
+
+	if (url == NULL)
+		return;
+	wrong = accord_http_check_url(url);
+	if (wrong == NULL && strchr(url, '?') != NULL)
+		wrong = "it has a query";
+	if (wrong != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("base_url \"%s\" of %s cannot be used: %s", url,
+						check->table, wrong),
+				 errhint("Give an absolute address such as "
+						 "\"https://api.example.com/v1\"; credentials go into "
+						 "auth, paths and queries into the routes.")));
+	if (accord_http_literal_refused(url))
+		ereport(WARNING,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("base_url \"%s\" of %s is in a refused network", url,
+						check->table),
+				 errhint("To allow it, add the network to "
+						 "accord.allowed_networks.")));
+	len = strlen(url);
+	while (len > 0 && url[len - 1] == '/')
+		len--;
+	set_column(check, "base_url",
+			   PointerGetDatum(cstring_to_text_with_len(url, (int) len)));
+}
+
+/*
+ * Templates and headers
+ */
+
+static bool
+is_variable(const char *name)
+{
+	for (int i = 0; i < lengthof(variables); i++)
+	{
+		size_t		len = strlen(variables[i].name);
+
+		if (strncmp(name, variables[i].name, len) == 0 &&
+			(name[len] == '\0' ||
+			 (name[len] == '.' && variables[i].document)))
+			return true;
+	}
+	return false;
+}
+
+static void
+check_template(const char *relation, const char *column, const char *template)
+{
+	char	   *wrong = accord_template_check(template);
+	const char *rest = template;
+	char	   *name;
+
+	if (wrong != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s \"%s\" of %s is not a URI template: %s", column,
+						template, relation, wrong),
+				 errhint("Write variables as in RFC 6570, such as "
+						 "\"/listings/{key}/rates/{payload.date}\".")));
+	while ((name = accord_template_next_variable(&rest)) != NULL)
+		if (!is_variable(name))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s \"%s\" of %s names \"%s\", which no event has",
+							column, template, relation, name),
+					 errhint(VARIABLES_HINT)));
+}
+
+static void
+check_header(const char *relation, const char *column, const char *name,
+			 const char *value, bool templates)
+{
+	if (!is_token(name))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" in %s of %s is not the name of a header",
+						name, column, relation),
+				 errhint("Use letters, digits and dashes.")));
+	for (int i = 0; i < lengthof(reserved_headers); i++)
+		if (pg_strcasecmp(name, reserved_headers[i]) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_RESERVED_NAME),
+					 errmsg("header \"%s\" in %s of %s is reserved", name,
+							column, relation),
+					 errhint("Leave it out; credentials go into auth.")));
+	if (value == NULL || has_control(value))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("header \"%s\" in %s of %s is not a line of text",
+						name, column, relation),
+				 errhint("Give a string without line breaks.")));
+	if (templates)
+		check_template(relation, column, value);
+}
+
+void
+accord_config_check_headers(const char *relation, const char *column,
+							Jsonb *headers, bool templates)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	char	   *name = NULL;
+
+	if (!JB_ROOT_IS_OBJECT(headers))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s of %s is not an object", column, relation),
+				 errhint("Write '{\"Name\": \"value\"}'.")));
+	iterator = JsonbIteratorInit(&headers->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			name = pnstrdup(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE)
+			check_header(relation, column, name,
+						 value.type == jbvString ?
+						 pnstrdup(value.val.string.val,
+								  value.val.string.len) : NULL, templates);
+	}
+}
+
+/*
+ * Authentication
+ */
+
+static void
+check_auth_member(RowCheck *check, const AccordAuthKind *kind,
+				  const char *name)
+{
+	if (strcmp(name, "type") == 0 ||
+		(kind->secret && strcmp(name, "secret") == 0) ||
+		(kind->name_member != NULL && strcmp(name, kind->name_member) == 0))
+		return;
+	if (strcmp(name, "password") == 0 || strcmp(name, "token") == 0 ||
+		strcmp(name, "value") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("auth of %s holds a \"%s\", which everybody could "
+						"read", check->table, name),
+				 errhint("INSERT it INTO accord.secret (name, value) and give "
+						 "that name as \"secret\".")));
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("auth of %s has an option \"%s\" that type \"%s\" does "
+					"not know", check->table, name, kind->word),
+			 errhint("Type \"%s\" takes: type%s%s%s.", kind->word,
+					 kind->name_member ? ", " : "",
+					 kind->name_member ? kind->name_member : "",
+					 kind->secret ? ", secret" : "")));
+}
+
+static void
+check_auth_string(RowCheck *check, Jsonb *auth, const AccordAuthKind *kind,
+				  const char *name)
+{
+	char	   *value = accord_json_member(auth, name);
+
+	if (value == NULL || value[0] == '\0' || has_control(value) ||
+		(kind->type == ACCORD_HTTP_AUTH_HEADER && strcmp(name, "name") == 0 &&
+		 !is_token(value)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("auth of %s with type \"%s\" needs a \"%s\"",
+						check->table, kind->word, name),
+				 errhint("Type \"%s\" takes: type%s%s%s.", kind->word,
+						 kind->name_member ? ", " : "",
+						 kind->name_member ? kind->name_member : "",
+						 kind->secret ? ", secret" : "")));
+}
+
+/* Warns when a named secret is not stored: it may be later. */
+static void
+check_secret_stored(RowCheck *check, char *name)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+	Oid			user;
+	int			context;
+	bool		stored;
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(accord_db_owner(),
+						   context | SECURITY_LOCAL_USERID_CHANGE);
+	SPI_connect();
+	if (SPI_execute_with_args("SELECT FROM accord.secret WHERE name "
+							  "OPERATOR(pg_catalog.=) $1", 1, types, values,
+							  NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read accord.secret");
+	stored = SPI_processed > 0;
+	SPI_finish();
+	SetUserIdAndSecContext(user, context);
+	if (!stored)
+		ereport(WARNING,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("secret \"%s\" is not stored yet", name),
+				 errhint("INSERT INTO accord.secret (name, value) before "
+						 "events are sent.")));
+}
+
+static void
+check_auth(RowCheck *check)
+{
+	Jsonb	   *auth = get_json(check, "auth");
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	const AccordAuthKind *kind;
+	char	   *word;
+
+	if (auth == NULL)
+		return;
+	word = accord_json_member(auth, "type");
+	kind = word ? accord_config_auth_kind(word) : NULL;
+	if (kind == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 word ? errmsg("auth of %s has type \"%s\", which is not known",
+							   check->table, word) :
+				 errmsg("auth of %s has no type", check->table),
+				 errhint("Use {\"type\": \"none\"}, \"bearer\", \"basic\" or "
+						 "\"header\".")));
+	iterator = JsonbIteratorInit(&auth->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+		if (token == WJB_KEY)
+			check_auth_member(check, kind, pnstrdup(value.val.string.val,
+													value.val.string.len));
+	if (kind->name_member != NULL)
+		check_auth_string(check, auth, kind, kind->name_member);
+	if (kind->secret)
+	{
+		check_auth_string(check, auth, kind, "secret");
+		check_secret_stored(check, accord_json_member(auth, "secret"));
+	}
+}
+
+/*
+ * Tables
+ */
+
+static void
+check_channel(RowCheck *check)
+{
+	char	   *header = get_text(check, "idempotency_header");
+
+	if (check->old != NULL && column_changed(check, "name"))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot rename a channel to \"%s\": the logs know it "
+						"by its old name", get_text(check, "name")),
+				 errhint("INSERT a new channel and point its accounts and "
+						 "routes at it.")));
+	check_url(check);
+	check_auth(check);
+	accord_config_check_headers(check->table, "headers",
+								get_json(check, "headers"), true);
+	if (header != NULL && !is_token(header))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("idempotency_header \"%s\" of %s is not the name of a "
+						"header", header, check->table),
+				 errhint("Use a name such as Idempotency-Key; null when the "
+						 "channel honours none.")));
+}
+
+static void
+check_account(RowCheck *check)
+{
+	check_url(check);
+	check_auth(check);
+}
+
+static void
+check_topic(const char *topic)
+{
+	if (strlen(topic) > ACCORD_MAX_TOPIC || has_control(topic) ||
+		strchr(topic, ' ') != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("topic \"%s\" of accord.route is not a pattern",
+						topic),
+				 errhint("Write a topic such as \"rate.changed\", with * for "
+						 "any run of characters.")));
+	if (strncmp(topic, "accord.", 7) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("topic \"%s\" of accord.route is reserved", topic),
+				 errhint("Topics that begin with \"accord.\" are never sent.")));
+}
+
+static void
+check_ops(RowCheck *check)
+{
+	bool		isnull;
+	Datum		value = get_column(check, check->row, "ops", &isnull);
+	Datum	   *words;
+	bool	   *nulls;
+	int			n;
+
+	if (isnull)
+		return;
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false,
+					  TYPALIGN_INT, &words, &nulls, &n);
+	for (int i = 0; i < n; i++)
+		if (nulls[i] || accord_config_op(TextDatumGetCString(words[i])) < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("ops of accord.route holds \"%s\", which is not an "
+							"op", nulls[i] ? "null" :
+							TextDatumGetCString(words[i])),
+					 errhint("Use insert, update, delete, truncate and "
+							 "event; null for all.")));
+	if (n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("ops of accord.route is empty: it would match no "
+						"event"),
+				 errhint("Leave it null for all ops, or disable the route.")));
+}
+
+static void
+check_path(const char *path)
+{
+	check_template("accord.route", "path", path);
+	if (path[0] != '\0' && path[0] != '/' && path[0] != '?' &&
+		strncmp(path, "{/", 2) != 0 && strncmp(path, "{?", 2) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("path \"%s\" of accord.route does not begin with "
+						"\"/\"", path),
+				 errhint("It is appended to the channel's base_url.")));
+	if (has_control(path) || strpbrk(path, " #\\") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("path \"%s\" of accord.route holds a character that a "
+						"URL cannot", path),
+				 errhint("Percent-encode it.")));
+}
+
+static void
+check_content_type(const char *type)
+{
+	const char *slash = strchr(type, '/');
+
+	if (slash == NULL || slash == type || slash[1] == '\0' ||
+		has_control(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("content_type \"%s\" of accord.route is not a media "
+						"type", type),
+				 errhint("Write it as in \"application/json\".")));
+}
+
+/* The route's owner: who its body function runs as. */
+static Oid
+check_owner(RowCheck *check)
+{
+	char	   *owner = get_text(check, "owner");
+	char	   *user = GetUserNameFromId(GetUserId(), false);
+	Oid			role;
+
+	if (!superuser())
+	{
+		/* what another role's function may do is not theirs to change */
+		if (check->old == NULL || column_changed(check, "body_function") ||
+			column_changed(check, "owner"))
+			set_column(check, "owner", CStringGetTextDatum(user));
+		return GetUserId();
+	}
+	role = get_role_oid(owner, true);
+	if (!OidIsValid(role))
+		ereport(WARNING,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role \"%s\", owner of a route, does not exist",
+						owner),
+				 errhint("UPDATE accord.route SET owner to an existing "
+						 "role.")));
+	return role;
+}
+
+/* Stores a body function's name qualified, so that it always means the same. */
+static void
+check_body_function(RowCheck *check, Oid owner)
+{
+	char	   *name = get_text(check, "body_function");
+	Oid			function;
+
+	if (name == NULL)
+		return;
+	function = accord_config_body_function(name);
+	if (!OidIsValid(function))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("body_function \"%s\" of accord.route does not exist "
+						"with the right signature", name),
+				 errhint("It must be FUNCTION %s(accord.event_log) RETURNS "
+						 "accord.http_request.", name)));
+	if (OidIsValid(owner) && !accord_function_executable(function, owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for function %s", name),
+				 errhint("GRANT EXECUTE on it to the route's owner.")));
+	name = quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
+									  get_func_name(function));
+	set_column(check, "body_function", CStringGetTextDatum(name));
+}
+
+static void
+check_route(RowCheck *check)
+{
+	char	   *method = get_text(check, "method");
+
+	check_topic(get_text(check, "topic"));
+	check_ops(check);
+	if (strcmp(method, "CONNECT") == 0 || strcmp(method, "TRACE") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("method %s of accord.route cannot be used", method),
+				 errhint("Use POST, PUT, PATCH, DELETE or GET.")));
+	check_path(get_text(check, "path"));
+	accord_config_check_headers(check->table, "headers",
+								get_json(check, "headers"), true);
+	check_content_type(get_text(check, "content_type"));
+	check_body_function(check, check_owner(check));
+}
+
+static void
+check_secret(RowCheck *check)
+{
+	if (has_control(get_text(check, "value")))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("value of secret \"%s\" holds a line break or control "
+						"character", get_text(check, "name")),
+				 errhint("It is sent in a header and must be one line.")));
+	if (check->old != NULL)
+		set_column(check, "updated_at",
+				   TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()));
+}
+
+static const struct
+{
+	const char *table;
+	void		(*run) (RowCheck *check);
+	const char *needed[6];		/* columns the check cannot do without */
+}			checks[] = {
+	{"channel", check_channel, {"name", "base_url", "auth", "headers"}},
+	{"account", check_account, {"channel", "name"}},
+	{"route", check_route, {"topic", "method", "path", "headers",
+	"content_type", "owner"}},
+	{"secret", check_secret, {"name", "value"}}
+};
+
+/* Whether NOT NULL will be violated: PostgreSQL says that better. */
+static bool
+lacks_column(RowCheck *check, const char *const *needed)
+{
+	for (int i = 0; i < 6 && needed[i] != NULL; i++)
+	{
+		bool		isnull;
+
+		get_column(check, check->row, needed[i], &isnull);
+		if (isnull)
+			return true;
+	}
+	return false;
+}
+
+Datum
+accord_config_check(PG_FUNCTION_ARGS)
+{
+	RowCheck	check = {.trigger = (TriggerData *) fcinfo->context};
+	TriggerData *trigger = check.trigger;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		elog(ERROR, "accord.config_check() was not called by a trigger");
+	check.rel = trigger->tg_relation;
+	check.desc = RelationGetDescr(check.rel);
+	check.table = psprintf("accord.%s", RelationGetRelationName(check.rel));
+	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+	{
+		check.old = trigger->tg_trigtuple;
+		check.row = trigger->tg_newtuple;
+	}
+	else
+		check.row = trigger->tg_trigtuple;
+
+	for (int i = 0; i < lengthof(checks); i++)
+		if (strcmp(RelationGetRelationName(check.rel), checks[i].table) == 0 &&
+			!lacks_column(&check, checks[i].needed))
+			checks[i].run(&check);
+	return PointerGetDatum(check.row);
+}

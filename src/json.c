@@ -1,0 +1,196 @@
+/*
+ * json.c: reading jsonb values by path, and making foreign bytes fit to be
+ * stored.
+ *
+ * Runs in backends (configuration, accord.expand()) and in dispatchers, there
+ * also outside of transactions: accord_json_clean() looks at nothing but its
+ * arguments and the conversion that the server keeps loaded for the database's
+ * encoding.
+ *
+ * Invariants: nothing is kept between calls. Values found point into the
+ * jsonb they were found in and live as long as it does. What a channel
+ * answered is hostile until it went through accord_json_clean().
+ *
+ * On failure: what is not there is NULL, what cannot be stored is '?'. Only
+ * running out of memory raises.
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "fmgr.h"
+#include "json.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/numeric.h"
+
+/* The longest UTF-8 character. */
+#define UTF8_LENGTH 4
+
+/* The root as a value: of a scalar the scalar itself. */
+static JsonbValue *
+make_root_value(Jsonb *json)
+{
+	JsonbValue *value = palloc(sizeof(JsonbValue));
+
+	if (JB_ROOT_IS_SCALAR(json) && JsonbExtractScalar(&json->root, value))
+		return value;
+	value->type = jbvBinary;
+	value->val.binary.data = &json->root;
+	value->val.binary.len = VARSIZE(json) - VARHDRSZ;
+	return value;
+}
+
+/* An array's index: digits only. False when it is none, or far too large. */
+static bool
+parse_index(const char *text, size_t len, uint32 *index)
+{
+	*index = 0;
+	if (len < 1 || len > 9)
+		return false;
+	for (size_t i = 0; i < len; i++)
+	{
+		if (text[i] < '0' || text[i] > '9')
+			return false;
+		*index = *index * 10 + (text[i] - '0');
+	}
+	return true;
+}
+
+/* One step of a path. */
+static JsonbValue *
+find_child(JsonbValue *value, const char *step, size_t len)
+{
+	JsonbContainer *container;
+	uint32		index;
+
+	if (value->type != jbvBinary)
+		return NULL;
+	container = value->val.binary.data;
+	if (JsonContainerIsObject(container))
+		return getKeyJsonValueFromContainer(container, step, len, NULL);
+	if (!parse_index(step, len, &index))
+		return NULL;
+	return getIthJsonbValueFromContainer(container, index);
+}
+
+JsonbValue *
+accord_json_path(Jsonb *json, const char *path)
+{
+	JsonbValue *value = make_root_value(json);
+
+	if (*path == '\0')
+		return value;
+	for (;;)
+	{
+		size_t		len = strcspn(path, ".");
+
+		value = find_child(value, path, len);
+		if (value == NULL || path[len] == '\0')
+			return value;
+		path += len + 1;
+	}
+}
+
+/* An array or object, in either of its forms. */
+static char *
+print_container(JsonbValue *value)
+{
+	Jsonb	   *json = JsonbValueToJsonb(value);
+
+	return JsonbToCString(NULL, &json->root, VARSIZE(json));
+}
+
+char *
+accord_json_text(JsonbValue *value)
+{
+	switch (value->type)
+	{
+		case jbvNull:
+			return NULL;
+		case jbvString:
+			return pnstrdup(value->val.string.val, value->val.string.len);
+		case jbvNumeric:
+			return DatumGetCString(DirectFunctionCall1(numeric_out,
+													   NumericGetDatum(value->val.numeric)));
+		case jbvBool:
+			return pstrdup(value->val.boolean ? "true" : "false");
+		default:
+			return print_container(value);
+	}
+}
+
+char *
+accord_json_member(Jsonb *object, const char *name)
+{
+	JsonbValue	value;
+
+	if (!JB_ROOT_IS_OBJECT(object) ||
+		getKeyJsonValueFromContainer(&object->root, name, strlen(name),
+									 &value) == NULL ||
+		value.type != jbvString)
+		return NULL;
+	return accord_json_text(&value);
+}
+
+/*
+ * How many bytes to pass over where no character begins: the lead byte and
+ * what follows it as its continuation, so that a character cut in two becomes
+ * one '?' rather than several.
+ */
+static size_t
+measure_invalid(const char *bytes, size_t len)
+{
+	size_t		claimed = pg_encoding_mblen(PG_UTF8, bytes);
+	size_t		n = 1;
+
+	while (n < len && n < claimed && ((unsigned char) bytes[n] & 0xC0) == 0x80)
+		n++;
+	return n;
+}
+
+/*
+ * Puts the next character, as the database has it, into the buffer
+ * (terminated), and returns the number of bytes it was made of.
+ */
+static size_t
+take_character(const char *bytes, size_t len, unsigned char *character)
+{
+	int			n = pg_encoding_verifymbchar(PG_UTF8, bytes,
+											 Min(len, UTF8_LENGTH));
+	int			encoding = GetDatabaseEncoding();
+
+	memcpy(character, "?", 2);
+	if (n <= 0)
+		return measure_invalid(bytes, len);
+	if (n == 1 || encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+	{
+		memcpy(character, bytes, n);
+		character[n] = '\0';
+	}
+	else if (!accord_unicode_to_server(utf8_to_unicode((const unsigned char *) bytes),
+									   character))
+		memcpy(character, "?", 2);
+	return n;
+}
+
+char *
+accord_json_clean(const char *bytes, size_t len, size_t max)
+{
+	StringInfoData clean;
+
+	initStringInfo(&clean);
+	while (len > 0)
+	{
+		unsigned char character[MAX_UNICODE_EQUIVALENT_STRING + 1];
+		size_t		used = take_character(bytes, len, character);
+		size_t		n = strlen((char *) character);
+
+		if (clean.len + n > max)
+			break;
+		appendBinaryStringInfo(&clean, (char *) character, n);
+		bytes += used;
+		len -= used;
+	}
+	return clean.data;
+}
