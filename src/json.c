@@ -101,7 +101,7 @@ print_container(JsonbValue *value)
 	return JsonbToCString(NULL, &json->root, VARSIZE(json));
 }
 
-char *
+char	   *
 accord_json_text(JsonbValue *value)
 {
 	switch (value->type)
@@ -120,7 +120,7 @@ accord_json_text(JsonbValue *value)
 	}
 }
 
-char *
+char	   *
 accord_json_member(Jsonb *object, const char *name)
 {
 	JsonbValue	value;
@@ -174,7 +174,7 @@ take_character(const char *bytes, size_t len, unsigned char *character)
 	return n;
 }
 
-char *
+char	   *
 accord_json_clean(const char *bytes, size_t len, size_t max)
 {
 	StringInfoData clean;

@@ -392,9 +392,10 @@ is_leap(int year)
 static bool
 is_date(const HttpDate *date)
 {
-	int			days = month_days[date->month] +
-		(date->month == 1 && is_leap(date->year));
+	int			days = month_days[date->month];
 
+	if (date->month == 1 && is_leap(date->year))
+		days++;
 	return date->day >= 1 && date->day <= days && date->hour < 24 &&
 		date->minute < 60 && date->second <= 60;
 }
@@ -403,8 +404,8 @@ is_date(const HttpDate *date)
 static int
 complete_year(int year, TimestampTz now)
 {
-	int			current = 2000 +
-		(int) ((double) now / USECS_PER_DAY / DAYS_PER_GREGORIAN_YEAR);
+	double		days = (double) now / USECS_PER_DAY;
+	int			current = 2000 + (int) (days / DAYS_PER_GREGORIAN_YEAR);
 
 	year += current - current % 100;
 	if (year > current + 50)

@@ -205,7 +205,7 @@ describe_place(const char *wrong, const char *template, const char *place)
 					pg_mbstrlen_with_len(template, place - template) + 1);
 }
 
-char *
+char	   *
 accord_template_check(const char *template)
 {
 	const char *p = template;
@@ -230,6 +230,28 @@ accord_template_check(const char *template)
 }
 
 /* ---- expanding ---- */
+
+char *
+accord_template_next_variable(const char **template)
+{
+	const char *p = *template;
+	VariableSpec spec;
+
+	/* behind a variable that another follows, or before an expression */
+	if (*p != ',')
+	{
+		p += strcspn(p, "{");
+		if (*p == '\0')
+			return NULL;
+		p++;
+		(void) parse_operator(&p);
+	}
+	else
+		p++;
+	(void) parse_variable(&p, &spec);
+	*template = p;
+	return pnstrdup(spec.name, spec.len);
+}
 
 /* Text as it is encoded: UTF-8, or as it is for a raw expansion. */
 static char *
@@ -436,15 +458,20 @@ append_expression(Expansion *expansion, const char *p)
 	}
 }
 
-char *
+char	   *
 accord_template_expand(const char *template, bool raw,
 					   AccordTemplateLookup lookup, void *arg,
 					   char **missing)
 {
-	Expansion	expansion = {.raw = raw, .lookup = lookup, .arg = arg};
-	const char *p = convert_text(&expansion, pstrdup(template));
+	Expansion	expansion;
+	const char *p;
 
+	memset(&expansion, 0, sizeof(expansion));
 	initStringInfo(&expansion.out);
+	expansion.raw = raw;
+	expansion.lookup = lookup;
+	expansion.arg = arg;
+	p = convert_text(&expansion, pstrdup(template));
 	while (*p != '\0')
 	{
 		size_t		len = strcspn(p, "{");
