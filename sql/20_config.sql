@@ -19,7 +19,7 @@ CREATE TABLE accord.channel (
     max_age interval NOT NULL DEFAULT '1 day' CHECK (max_age BETWEEN interval '1 s' AND interval '1 year'),
     idempotency_header text DEFAULT 'Idempotency-Key',
     idempotency_window interval CHECK (idempotency_window >= interval '1 s'),
-    max_response integer NOT NULL DEFAULT 1048576 CHECK (max_response BETWEEN 0 AND 67108864),
+    max_response integer NOT NULL DEFAULT 65536 CHECK (max_response BETWEEN 0 AND 67108864),
     description text,
     CHECK (retry_base <= retry_cap)
 );

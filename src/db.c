@@ -44,6 +44,7 @@ typedef struct RelidEntry
 } RelidEntry;
 
 static HTAB *relids = NULL;
+static bool changed = true;		/* since accord_db_changed() */
 
 void
 accord_db_begin(void)
@@ -88,9 +89,19 @@ forget_relids(Datum arg, Oid relid)
 	}
 	if (!ours)
 		return;
+	changed = true;
 	hash_seq_init(&scan, relids);
 	while ((entry = hash_seq_search(&scan)) != NULL)
 		hash_search(relids, entry->name, HASH_REMOVE, NULL);
+}
+
+bool
+accord_db_changed(void)
+{
+	bool		was = changed;
+
+	changed = false;
+	return was;
 }
 
 static void

@@ -33,6 +33,7 @@
 #include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -74,7 +75,9 @@ submit(AccordDelivery *delivery, AccordRequest *request, TimestampTz now)
 	if (accord_http_submit(&request->http, delivery, &error))
 		delivery->sent = true;
 	else
-		accord_settle_without(delivery, ACCORD_OUTCOME_INVALID, error, now);
+		accord_settle_without(delivery, accord_http_check_request(&request->http) ?
+							  ACCORD_OUTCOME_INVALID : ACCORD_OUTCOME_RETRY,
+							  error, now);
 }
 
 /* Callback of settling: the intent of a command is durable. */
@@ -123,7 +126,22 @@ needs_intent(AccordDelivery *delivery, AccordRoute *route,
 			 AccordChannel *channel)
 {
 	return route->command && (channel->idempotency_header == NULL ||
+							  channel->idempotency_window_ms > 0 ||
 							  route->body_function != NULL);
+}
+
+/*
+ * Whether a command was tried so long ago that its channel has forgotten its
+ * key, and would take the repetition for a new one.
+ */
+static bool
+window_has_closed(AccordDelivery *delivery, AccordChannel *channel,
+				  TimestampTz now)
+{
+	return delivery->command && !delivery->ambiguous_retry &&
+		delivery->attempts > 0 && channel->idempotency_window_ms > 0 &&
+		now - delivery->attempted_at >=
+		channel->idempotency_window_ms * 1000;
 }
 
 /* Sends one delivery, or concludes why it cannot be sent. */
@@ -165,6 +183,13 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 		return;
 	}
 	delivery->lost = false;
+	if (window_has_closed(delivery, channel, now))
+	{
+		accord_settle_without(delivery, ACCORD_OUTCOME_LOST,
+							  "the channel's idempotency_window ended before "
+							  "the repetition", now);
+		return;
+	}
 
 	context = AllocSetContextCreate(desk->context, "pg_accord request",
 									ALLOCSET_SMALL_SIZES);
@@ -352,9 +377,11 @@ heed(void)
 		ProcessConfigFile(PGC_SIGHUP);
 		awake = true;
 	}
-	if (!awake)
-		return;
 	/* a wake-up may be about the extension itself */
+	AcceptInvalidationMessages();
+	if (!accord_db_changed() && !accord_identity_stale())
+		return;
+	awake = true;
 	StartTransactionCommand();
 	if (!accord_db_installed())
 	{

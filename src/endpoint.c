@@ -457,6 +457,35 @@ accord_delivery_hold(AccordDesk *desk, AccordDelivery *delivery)
 		delivery->phase = ACCORD_PHASE_HELD;
 }
 
+void
+accord_delivery_withdraw(AccordDesk *desk, AccordDelivery *delivery)
+{
+	leave_queue(desk, delivery);
+	delivery->phase = ACCORD_PHASE_NEW;
+}
+
+int
+accord_endpoint_evict(AccordDesk *desk, AccordEndpoint *endpoint,
+					  AccordPoint *before)
+{
+	int			n = 0;
+
+	while (!dlist_is_empty(&endpoint->owed))
+	{
+		AccordDelivery *last = dlist_tail_element(AccordDelivery, owed_node,
+												  &endpoint->owed);
+
+		if (last->settling || (last->phase != ACCORD_PHASE_READY &&
+							   last->phase != ACCORD_PHASE_WAITING))
+			break;
+		before->seq = last->seq;
+		before->ord = last->ord - 1;
+		accord_delivery_free(desk, last);
+		n++;
+	}
+	return n;
+}
+
 AccordDelivery *
 accord_delivery_take(AccordDesk *desk, AccordEndpoint *endpoint)
 {

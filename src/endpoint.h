@@ -108,6 +108,8 @@ typedef struct AccordEndpoint
 	dlist_head	ready;
 	dlist_node	active_node;
 	dlist_node	ready_node;
+	TimestampTz logged_at;		/* trouble was last put into the server log */
+	int			unlogged;		/* ... and not, since then */
 	AccordRetryPolicy policy;	/* of its channel; command parts per delivery */
 } AccordEndpoint;
 
@@ -184,6 +186,15 @@ extern void accord_delivery_park(AccordDesk *desk, AccordDelivery *delivery,
 								 TimestampTz due_at);
 /* To HELD; holds its lane (behind another that does, it is WAITING). */
 extern void accord_delivery_hold(AccordDesk *desk, AccordDelivery *delivery);
+/* Out of any queue, NEW again but for its lane: something is decided. */
+extern void accord_delivery_withdraw(AccordDesk *desk,
+									 AccordDelivery *delivery);
+/*
+ * Forgets what waits at the end of an endpoint's queue and was never tried; it
+ * will be read again. Returns how many; *before is the point before them.
+ */
+extern int	accord_endpoint_evict(AccordDesk *desk, AccordEndpoint *endpoint,
+								  AccordPoint *before);
 /* PARKED, HELD or NEW: queued again; takes its turn in its lane. */
 extern void accord_delivery_queue(AccordDesk *desk, AccordDelivery *delivery);
 /* The endpoint's next READY one becomes TAKEN; NULL: none. */

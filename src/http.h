@@ -76,6 +76,12 @@ extern void accord_http_drive(void);
 extern bool accord_http_submit(const AccordHttpRequest *request, void *owner,
 							   const char **error);
 
+/*
+ * What keeps a request from ever being sent: NULL, or a palloc'd sentence
+ * fragment without a secret.
+ */
+extern char *accord_http_check_request(const AccordHttpRequest *request);
+
 /* The next finished transfer, or NULL. */
 extern AccordHttpResponse *accord_http_next(void);
 

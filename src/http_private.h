@@ -65,8 +65,6 @@ extern void accord_http_transfer_clear(AccordTransfer *transfer);
 
 /* http_check.c */
 
-/* What keeps a request from being made, palloc'd, or NULL. */
-extern char *accord_http_check_request(const AccordHttpRequest *request);
 
 /* The length of the token (method, header name) that text begins with. */
 extern size_t accord_http_token_length(const char *text);

@@ -41,6 +41,7 @@
 #include "shmem.h"
 
 #define SLICE 1000				/* events read before the network's turn */
+#define SLICE_BYTES (8 * 1024 * 1024)	/* ... and kept */
 /* A delivery that was settled although the position does not say so. */
 typedef struct SettledKey
 {
@@ -531,6 +532,7 @@ decide(Routing *routing, AccordEndpoint *endpoint, AccordBacklogRow *row,
 		delivery = recall_delivery(routing, endpoint, row);
 		keep = !endpoint->overflow && !accord_endpoint_full(desk, endpoint);
 	}
+	accord_delivery_withdraw(desk, delivery);
 	delivery->decided_by = routing->commit->seq;
 	if (discard)
 		accord_settle_discard(delivery, row->key);
@@ -632,6 +634,39 @@ endpoint_has_room(AccordDesk *desk, AccordEndpoint *endpoint)
 }
 
 /*
+ * Memory is full: endpoints forget what waits at the end of their queues, the
+ * longest queues first, and read it again later.
+ */
+static void
+make_room(AccordDesk *desk)
+{
+	Size		limit = (Size) accord_dispatch_memory * 1024;
+
+	while (desk->bytes > limit)
+	{
+		AccordEndpoint *longest = NULL;
+		AccordPoint before;
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &desk->active)
+		{
+			AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+													   active_node, iter.cur);
+
+			if (endpoint->n_owed > endpoint->in_flight &&
+				(longest == NULL || endpoint->n_owed > longest->n_owed))
+				longest = endpoint;
+		}
+		if (longest == NULL ||
+			accord_endpoint_evict(desk, longest, &before) == 0)
+			return;
+		longest->lagging = true;
+		longest->cursor = before;
+		accord_endpoint_touch(desk, longest);
+	}
+}
+
+/*
  * Reads and routes what lies after *point up to transaction upto, at most
  * SLICE events; moves *point. True: there is more. only: its own page.
  */
@@ -647,6 +682,7 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 	Routing		routing = {.desk = desk, .only = only,
 	.now = GetCurrentTimestamp()};
 	AccordPoint end = {upto, ACCORD_ORD_ALL};
+	Size		bytes = desk->bytes;
 	bool		more = false;
 	int			n = 0;
 
@@ -659,6 +695,7 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 			MemoryContext old;
 
 			if (n++ == SLICE || accord_settle_full() ||
+				desk->bytes > bytes + SLICE_BYTES ||
 				(only != NULL && !endpoint_has_room(desk, only)))
 			{
 				more = true;
@@ -745,6 +782,7 @@ accord_intake_read(AccordDesk *desk)
 	XLogFlush(accord_shmem_commit_lsn());
 	PushActiveSnapshot(GetTransactionSnapshot());
 	refresh_config(desk);
+	make_room(desk);
 	more = read_slice(desk, &desk->read, Max(safe, desk->read.seq), NULL);
 	more |= read_pages(desk);
 	forget_settled(desk);

@@ -463,6 +463,7 @@ look(void)
 
 	accord_shmem_table_lock();
 	waiting = send_scouts(rows, now);
+	waiting |= accord_shmem_table_overflowed();
 	for (int i = 0; i < accord_max_databases; i++)
 		if (OidIsValid(table[i].database))
 		{
@@ -470,9 +471,11 @@ look(void)
 										   HASH_FIND, NULL);
 			TimestampTz due = tend_database(&table[i], i, row, now, &orders);
 
+			/* an entry came free, and others wait for one */
+			if (waiting && !OidIsValid(table[i].database))
+				due = now;
 			next = Min(next, due);
 		}
-	waiting |= accord_shmem_table_overflowed();
 	full = is_table_full();
 	accord_shmem_table_unlock();
 

@@ -34,6 +34,7 @@
 
 #define BATCH_LIMIT 1000		/* deliveries that settle together */
 #define SPILL_AFTER 1000		/* ms */
+#define LOG_EVERY 10000			/* ms */
 
 /* What happens to a delivery once its rows are durable. */
 typedef enum Sequel
@@ -52,7 +53,6 @@ typedef struct Settlement
 	Sequel		sequel;
 	AccordState state;			/* of its row, when has_row */
 	bool		has_row;
-	bool		landed;			/* its request slot is free */
 	TimestampTz due_at;
 } Settlement;
 
@@ -179,6 +179,39 @@ add_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * Says in the server log what a person should know, for each endpoint at most
+ * every LOG_EVERY.
+ */
+static void
+log_trouble(AccordDelivery *delivery, AccordVerdict verdict,
+			const char *error, TimestampTz now)
+{
+	AccordEndpoint *endpoint = delivery->endpoint;
+
+	if (!TimestampDifferenceExceeds(endpoint->logged_at, now, LOG_EVERY))
+	{
+		endpoint->unlogged++;
+		return;
+	}
+	ereport(LOG,
+			(errmsg("channel \"%s\"%s%s%s: event " INT64_FORMAT ".%d %s",
+					endpoint->channel, endpoint->account[0] ?
+					", account \"" : "", endpoint->account,
+					endpoint->account[0] ? "\"" : "", delivery->seq,
+					delivery->ord, verdict == ACCORD_VERDICT_HOLD ?
+					"is held: its outcome is not known" :
+					"became a dead letter"),
+			 error ? errdetail("%s", error) : 0,
+			 endpoint->unlogged > 0 ?
+			 errcontext("%d more like it since the last message",
+						endpoint->unlogged) : 0,
+			 errhint("See accord.timeline; then accord.redeliver() or "
+					 "accord.discard().")));
+	endpoint->logged_at = now;
+	endpoint->unlogged = 0;
+}
+
 /* Turns a verdict into the delivery's next row and sequel. */
 static void
 conclude(AccordDelivery *delivery, AccordOutcome outcome,
@@ -193,8 +226,11 @@ conclude(AccordDelivery *delivery, AccordOutcome outcome,
 		verdict = ACCORD_VERDICT_DONE;
 		outcome = ACCORD_OUTCOME_DISCARDED;
 	}
+	if (verdict == ACCORD_VERDICT_HOLD || verdict == ACCORD_VERDICT_DEAD)
+		log_trouble(delivery, verdict, error, now);
+	/* its request slot is free now: only its key waits for the commit */
+	accord_delivery_landed(batch.desk, delivery);
 	settlement = add_settlement(delivery, SEQUEL_FREE);
-	settlement->landed = true;
 	switch (verdict)
 	{
 		case ACCORD_VERDICT_DONE:
@@ -289,6 +325,8 @@ accord_settle_intent(AccordDelivery *delivery, Jsonb *request,
 											datumCopy(JsonbPGetDatum(request), false, -1));
 	MemoryContextSwitchTo(old);
 	delivery->started_at = now;
+	if (delivery->attempted_at == 0)
+		delivery->attempted_at = now;
 	add_row(settlement, ACCORD_STATE_SENDING, NULL, request);
 }
 
@@ -298,7 +336,7 @@ accord_settle_schedule(AccordDelivery *delivery, TimestampTz due_at)
 	Settlement *settlement = add_settlement(delivery, SEQUEL_PARK);
 
 	settlement->due_at = due_at;
-	settlement->landed = true;
+	accord_delivery_landed(batch.desk, delivery);
 	add_row(settlement, ACCORD_STATE_SCHEDULED, NULL, NULL);
 }
 
@@ -488,8 +526,6 @@ follow(Settlement *settlement, AccordSettleSend send)
 	AccordDesk *desk = batch.desk;
 	AccordDelivery *delivery = settlement->delivery;
 
-	if (settlement->landed)
-		accord_delivery_landed(desk, delivery);
 	if (settlement->has_row && settlement->sequel != SEQUEL_FREE)
 		accord_delivery_except(desk, delivery, settlement->state);
 	if (delivery->event != NULL && (settlement->sequel == SEQUEL_PARK ||

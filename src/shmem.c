@@ -1,58 +1,28 @@
 /*
- * shmem.c: what processes share.
+ * shmem.c: what writers and readers of the log share: floors, and how far the
+ * WAL of commits reaches. The rest of shared memory is in places.c.
  *
- * Runs in every process of a server that preloads the library: writers
- * publish floors and wake dispatchers, dispatchers take places, statements
- * that need a database to themselves keep it clear, the launcher keeps the
- * table.
+ * Runs in every process of a server that preloads the library.
  *
- * Invariants
- *   - A floor is published, and a full barrier issued, before the number it
- *     bounds is drawn, and stands until the transaction has left the proc
- *     array. Each process writes its own only; nobody locks.
- *   - A place is taken by an attach that finds it STARTING, in the generation
- *     it was started in, in a database that is not kept clear; and freed by
- *     the same process once it has left the proc array. So where no place is
- *     RUNNING, none of our dispatchers is connected.
- *   - A writer looks at the places after its transaction has left the proc
- *     array; a dispatcher looks at the log after it has attached. One of them
- *     sees the other.
- *   - An entry is freed only when none of its places is taken, and nobody
- *     asked for it; asking is done under the lock.
+ * Invariants: a floor is published, and a full barrier issued, before the
+ * number it bounds is drawn, and stands until the transaction has left the
+ * proc array. Each process writes its own only. Nothing here takes a lock.
  *
- * Locks: the table's lock (a named tranche) guards the table; what is read or
- * written without it is said beside the field. Below it only PostgreSQL's own
- * BackgroundWorkerLock is taken, by the launcher.
- *
- * On failure: whoever exits, by error or by FATAL, takes his floor down, gives
- * his place back and releases the databases he kept clear, by exit callbacks.
- * A crash of any process makes PostgreSQL start over with empty memory; the
- * launcher then waits for a restart interval, so that a dispatcher that
- * crashes at once does not keep the server from working.
+ * On failure: a transaction that aborts takes its floor down, also when the
+ * process exits; an exit callback does so should that have been left undone. A
+ * crash of any process makes PostgreSQL start over with empty memory.
  */
 #include "postgres.h"
 
-#include <signal.h>
-
-#include "access/xact.h"
 #include "miscadmin.h"
-#include "pgstat.h"
-#include "postmaster/bgworker.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
+#include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
-#include "utils/memutils.h"
-#include "utils/timestamp.h"
-#include "utils/wait_event.h"
 
 #include "accord.h"
 #include "compat.h"
-#include "guc.h"
 #include "shmem.h"
-
-#define NO_PROCESS (-1)
-#define CLEAR_TIMEOUT_MS 10000
 
 /* What a process publishes about itself; a cache line of its own. */
 typedef union Backend
@@ -61,54 +31,28 @@ typedef union Backend
 	{
 		pg_atomic_uint64 floor; /* 0: none; written after database */
 		Oid			database;
-		Oid			clearing;	/* waits for its dispatchers to go */
 	}			own;
 	char		pad[PG_CACHE_LINE_SIZE];
 } Backend;
 
-typedef struct Shared
+/* The first line belongs to all of them. */
+typedef union CommitLsn
 {
-	pg_atomic_uint64 commit_lsn;	/* grows only */
+	pg_atomic_uint64 reached;	/* grows only */
 	char		pad[PG_CACHE_LINE_SIZE];
-	int			launcher;		/* its proc number, or NO_PROCESS; read
-								 * without the lock */
-	bool		overflowed;		/* an entry was wanted in vain */
-	TimestampTz not_before;		/* set at start, never changed */
-	AccordDatabase table[FLEXIBLE_ARRAY_MEMBER];
-} Shared;
+} CommitLsn;
 
 static shmem_request_hook_type next_shmem_request_hook = NULL;
 static shmem_startup_hook_type next_shmem_startup_hook = NULL;
 
-static Shared *shared = NULL;
+static CommitLsn *commit_lsn = NULL;
 static Backend *backends = NULL;	/* MaxBackends of them */
-static LWLock *table_lock = NULL;
-
-/* This process's own affairs. */
-static AccordDatabase *my_database = NULL;	/* last seen entry of MyDatabaseId */
-static AccordPlace *my_place = NULL;	/* in my_database; dispatchers only */
 static bool exit_registered = false;
-static bool transaction_registered = false;
-static bool wake_wanted = false;	/* at commit */
-static bool relaunch_wanted = false;	/* at commit */
-static List *kept_clear = NIL;	/* database OIDs; TopMemoryContext */
-
-static void at_transaction_end(XactEvent event, void *arg);
-static void ask_launcher(bool anew);
-
-/* ---- memory ---- */
 
 static Size
-shared_size(void)
+floors_size(void)
 {
-	return add_size(offsetof(Shared, table),
-					mul_size(accord_max_databases, sizeof(AccordDatabase)));
-}
-
-static Size
-backends_size(void)
-{
-	return mul_size(MaxBackends, sizeof(Backend));
+	return add_size(sizeof(CommitLsn), mul_size(MaxBackends, sizeof(Backend)));
 }
 
 static void
@@ -116,36 +60,8 @@ request_shmem(void)
 {
 	if (next_shmem_request_hook)
 		next_shmem_request_hook();
-	RequestAddinShmemSpace(add_size(shared_size(), backends_size()));
+	RequestAddinShmemSpace(add_size(floors_size(), accord_places_size()));
 	RequestNamedLWLockTranche("pg_accord", 1);
-}
-
-/* Runs in the postmaster, again after every crash: static data survives. */
-static void
-initialize_shared(void)
-{
-	static bool started_before = false;
-
-	memset(shared, 0, shared_size());
-	pg_atomic_init_u64(&shared->commit_lsn, 0);
-	shared->launcher = NO_PROCESS;
-	if (started_before)
-		shared->not_before =
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-										accord_restart_interval);
-	started_before = true;
-	for (int i = 0; i < accord_max_databases; i++)
-		for (int j = 0; j < ACCORD_MAX_DISPATCHERS; j++)
-			pg_atomic_init_u32(&shared->table[i].places[j].state,
-							   ACCORD_PLACE_EMPTY);
-}
-
-static void
-initialize_backends(void)
-{
-	memset(backends, 0, backends_size());
-	for (int i = 0; i < MaxBackends; i++)
-		pg_atomic_init_u64(&backends[i].own.floor, 0);
 }
 
 static void
@@ -156,13 +72,16 @@ start_shmem(void)
 	if (next_shmem_startup_hook)
 		next_shmem_startup_hook();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	shared = ShmemInitStruct("pg_accord databases", shared_size(), &found);
+	commit_lsn = ShmemInitStruct("pg_accord floors", floors_size(), &found);
+	backends = (Backend *) (commit_lsn + 1);
 	if (!found)
-		initialize_shared();
-	backends = ShmemInitStruct("pg_accord floors", backends_size(), &found);
-	if (!found)
-		initialize_backends();
-	table_lock = &GetNamedLWLockTranche("pg_accord")->lock;
+	{
+		memset(commit_lsn, 0, floors_size());
+		pg_atomic_init_u64(&commit_lsn->reached, 0);
+		for (int i = 0; i < MaxBackends; i++)
+			pg_atomic_init_u64(&backends[i].own.floor, 0);
+	}
+	accord_places_start(&GetNamedLWLockTranche("pg_accord")->lock);
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -178,28 +97,8 @@ accord_shmem_init(void)
 bool
 accord_shmem_ready(void)
 {
-	return shared != NULL;
+	return backends != NULL;
 }
-
-AccordDatabase *
-accord_shmem_table(void)
-{
-	return shared->table;
-}
-
-void
-accord_shmem_table_lock(void)
-{
-	LWLockAcquire(table_lock, LW_EXCLUSIVE);
-}
-
-void
-accord_shmem_table_unlock(void)
-{
-	LWLockRelease(table_lock);
-}
-
-/* ---- this process ---- */
 
 static Backend *
 own_backend(void)
@@ -210,62 +109,13 @@ own_backend(void)
 	return &backends[number];
 }
 
-/*
- * The transaction in progress, if any, has been aborted already, and with it
- * went its floor and what it kept clear. This is for whatever did not.
- */
+/* The transaction in progress, if any, has been aborted already. */
 static void
 leave(int code, Datum arg)
 {
-	own_backend()->own.clearing = InvalidOid;
 	if (accord_shmem_floor_clear())
 		accord_shmem_wake_dispatchers();
-	while (kept_clear != NIL)
-		accord_shmem_database_release(linitial_oid(kept_clear));
 }
-
-static void
-register_exit(void)
-{
-	if (exit_registered)
-		return;
-	on_shmem_exit(leave, (Datum) 0);
-	exit_registered = true;
-}
-
-static void
-register_transaction(void)
-{
-	if (transaction_registered)
-		return;
-	RegisterXactCallback(at_transaction_end, NULL);
-	transaction_registered = true;
-}
-
-/* Sets the latch of a process that may be another one by now: harmless. */
-static void
-wake_process(int number)
-{
-	if (number != NO_PROCESS)
-		SetLatch(&GetPGProcByNumber(number)->procLatch);
-}
-
-static void
-at_transaction_end(XactEvent event, void *arg)
-{
-	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
-		event != XACT_EVENT_PREPARE)
-		return;
-	while (kept_clear != NIL)
-		accord_shmem_database_release(linitial_oid(kept_clear));
-	if (event == XACT_EVENT_COMMIT && relaunch_wanted)
-		ask_launcher(true);
-	else if (event == XACT_EVENT_COMMIT && wake_wanted)
-		accord_shmem_wake_dispatchers();
-	relaunch_wanted = wake_wanted = false;
-}
-
-/* ---- floors ---- */
 
 void
 accord_shmem_floor_publish(int64 floor)
@@ -273,7 +123,11 @@ accord_shmem_floor_publish(int64 floor)
 	Backend    *backend = own_backend();
 
 	Assert(floor > 0);
-	register_exit();
+	if (!exit_registered)
+	{
+		on_shmem_exit(leave, (Datum) 0);
+		exit_registered = true;
+	}
 	backend->own.database = MyDatabaseId;
 	pg_write_barrier();
 	pg_atomic_write_u64(&backend->own.floor, (uint64) floor);
@@ -316,10 +170,10 @@ accord_shmem_floor_lowest(void)
 void
 accord_shmem_commit_lsn_raise(XLogRecPtr lsn)
 {
-	uint64		seen = pg_atomic_read_u64(&shared->commit_lsn);
+	uint64		seen = pg_atomic_read_u64(&commit_lsn->reached);
 
 	while (seen < lsn &&
-		   !pg_atomic_compare_exchange_u64(&shared->commit_lsn, &seen, lsn))
+		   !pg_atomic_compare_exchange_u64(&commit_lsn->reached, &seen, lsn))
 		;
 }
 
@@ -327,398 +181,5 @@ XLogRecPtr
 accord_shmem_commit_lsn(void)
 {
 	pg_memory_barrier();
-	return pg_atomic_read_u64(&shared->commit_lsn);
-}
-
-/* ---- the table ---- */
-
-static AccordPlaceState
-place_state(const AccordPlace *place)
-{
-	return (AccordPlaceState)
-		pg_atomic_read_u32(unconstify(pg_atomic_uint32 *, &place->state));
-}
-
-static AccordDatabase *
-find_database(Oid database)
-{
-	Assert(LWLockHeldByMe(table_lock));
-	for (int i = 0; i < accord_max_databases; i++)
-		if (shared->table[i].database == database)
-			return &shared->table[i];
-	return NULL;
-}
-
-AccordDatabase *
-accord_shmem_database_enter(Oid database)
-{
-	AccordDatabase *entry = find_database(database);
-
-	Assert(LWLockHeldByMeInMode(table_lock, LW_EXCLUSIVE));
-	if (entry != NULL)
-		return entry;
-	entry = find_database(InvalidOid);
-	if (entry == NULL)
-		return NULL;
-	entry->presence = ACCORD_PRESENCE_ABSENT;
-	entry->asked = entry->anew = false;
-	entry->clear_count = 0;
-	entry->count = 0;
-	for (int i = 0; i < ACCORD_MAX_DISPATCHERS; i++)
-	{
-		entry->places[i].dismissed = false;
-		entry->places[i].started_at = 0;
-	}
-	pg_write_barrier();
-	entry->database = database;
-	return entry;
-}
-
-bool
-accord_shmem_database_vacant(const AccordDatabase *entry)
-{
-	for (int i = 0; i < ACCORD_MAX_DISPATCHERS; i++)
-		if (place_state(&entry->places[i]) != ACCORD_PLACE_EMPTY)
-			return false;
-	return true;
-}
-
-void
-accord_shmem_database_dismiss(AccordDatabase *entry)
-{
-	Assert(LWLockHeldByMeInMode(table_lock, LW_EXCLUSIVE));
-	for (int i = 0; i < ACCORD_MAX_DISPATCHERS; i++)
-	{
-		AccordPlace *place = &entry->places[i];
-
-		if (place_state(place) == ACCORD_PLACE_RUNNING && !place->dismissed)
-		{
-			place->dismissed = true;
-			kill(place->pid, SIGTERM);
-		}
-	}
-}
-
-bool
-accord_shmem_database_forget(AccordDatabase *entry)
-{
-	Assert(LWLockHeldByMeInMode(table_lock, LW_EXCLUSIVE));
-	if (entry->asked || entry->clear_count > 0 ||
-		entry->presence != ACCORD_PRESENCE_ABSENT ||
-		!accord_shmem_database_vacant(entry))
-		return false;
-	entry->database = InvalidOid;
-	return true;
-}
-
-bool
-accord_shmem_table_overflowed(void)
-{
-	Assert(LWLockHeldByMe(table_lock));
-	return shared->overflowed;
-}
-
-bool
-accord_shmem_table_drained(void)
-{
-	bool		drained;
-
-	Assert(LWLockHeldByMeInMode(table_lock, LW_EXCLUSIVE));
-	drained = shared->overflowed && find_database(InvalidOid) != NULL;
-	if (drained)
-		shared->overflowed = false;
-	return drained;
-}
-
-/* ---- waking ---- */
-
-/*
- * Asks for dispatchers of this database; anew: for other ones than there may
- * be. The launcher is woken unless it has been asked already.
- */
-static void
-ask_launcher(bool anew)
-{
-	bool	   *asked = &shared->overflowed;
-	bool		news;
-
-	accord_shmem_table_lock();
-	my_database = accord_shmem_database_enter(MyDatabaseId);
-	if (my_database != NULL)
-	{
-		asked = &my_database->asked;
-		my_database->anew |= anew;
-	}
-	news = anew || !*asked;
-	*asked = true;
-	accord_shmem_table_unlock();
-	if (news)
-		wake_process(shared->launcher);
-}
-
-/* Wakes those who run; false when there are none, nor any about to run. */
-static bool
-wake_places(AccordDatabase *entry)
-{
-	bool		found = false;
-
-	for (int i = 0; i < entry->count; i++)
-	{
-		AccordPlace *place = &entry->places[i];
-		AccordPlaceState state = place_state(place);
-
-		if (state == ACCORD_PLACE_EMPTY)
-			continue;
-		found = true;
-		if (state == ACCORD_PLACE_RUNNING)
-		{
-			pg_read_barrier();
-			wake_process(place->proc_number);
-		}
-	}
-	return found;
-}
-
-/*
- * The common case takes no lock: the entry is where it was, and is still this
- * database's. It is asked for under the lock only, and only once; a launcher
- * that cannot start anything (accord.dispatch is off, say) is not woken by
- * every commit.
- */
-void
-accord_shmem_wake_dispatchers(void)
-{
-	AccordDatabase *entry = my_database;
-
-	if (!OidIsValid(MyDatabaseId))
-		return;
-	pg_memory_barrier();
-	if (entry != NULL && entry->database == MyDatabaseId)
-	{
-		if (wake_places(entry))
-			return;
-		if (entry->asked)
-		{
-			pg_read_barrier();
-			if (entry->database == MyDatabaseId)
-				return;
-		}
-	}
-	ask_launcher(false);
-	if (my_database != NULL)
-		wake_places(my_database);
-}
-
-void
-accord_shmem_wake_launcher(void)
-{
-	ask_launcher(false);
-}
-
-void
-accord_shmem_wake_at_commit(void)
-{
-	register_transaction();
-	wake_wanted = true;
-}
-
-void
-accord_shmem_relaunch_at_commit(void)
-{
-	register_transaction();
-	relaunch_wanted = true;
-}
-
-/* ---- dispatchers ---- */
-
-/* Wakes whoever waits for a database to become clear. */
-static void
-wake_clearing(Oid database)
-{
-	for (int i = 0; i < MaxBackends; i++)
-		if (backends[i].own.clearing == database)
-			wake_process(i);
-}
-
-/*
- * Runs when the process has left the proc array and has no PGPROC any more,
- * so that no lock can be taken.
- */
-static void
-leave_place(int code, Datum arg)
-{
-	Oid			database = my_database->database;
-
-	pg_atomic_write_u32(&my_place->state, ACCORD_PLACE_EMPTY);
-	pg_memory_barrier();
-	wake_clearing(database);
-	wake_process(shared->launcher);
-}
-
-bool
-accord_shmem_dispatcher_attach(Oid database, int number, int count)
-{
-	AccordDispatchArgs args;
-	AccordDatabase *entry;
-	AccordPlace *place;
-	bool		expected;
-	bool		wanted;
-
-	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
-	accord_shmem_table_lock();
-	entry = find_database(database);
-	place = entry != NULL ? &entry->places[number] : NULL;
-	expected = place != NULL && place->generation == args.generation &&
-		place_state(place) == ACCORD_PLACE_STARTING;
-	wanted = expected && entry->clear_count == 0 && entry->count == count;
-	if (wanted)
-	{
-		my_database = entry;
-		my_place = place;
-		place->pid = MyProcPid;
-		place->proc_number = accord_my_proc_number();
-		on_proc_exit(leave_place, (Datum) 0);
-		pg_write_barrier();
-		pg_atomic_write_u32(&place->state, ACCORD_PLACE_RUNNING);
-	}
-	else if (expected)
-	{
-		place->dismissed = true;
-		pg_atomic_write_u32(&place->state, ACCORD_PLACE_EMPTY);
-	}
-	accord_shmem_table_unlock();
-	return wanted;
-}
-
-static void
-report_presence(AccordPresence presence)
-{
-	Assert(my_place != NULL);
-	accord_shmem_table_lock();
-	my_database->presence = presence;
-	if (presence == ACCORD_PRESENCE_ABSENT)
-		my_place->dismissed = true;
-	accord_shmem_table_unlock();
-	wake_process(shared->launcher);
-}
-
-void
-accord_shmem_dispatcher_present(void)
-{
-	report_presence(ACCORD_PRESENCE_PRESENT);
-}
-
-void
-accord_shmem_dispatcher_absent(void)
-{
-	report_presence(ACCORD_PRESENCE_ABSENT);
-}
-
-/* ---- keeping a database clear ---- */
-
-static bool
-is_running_anywhere(AccordDatabase *entry)
-{
-	for (int i = 0; i < ACCORD_MAX_DISPATCHERS; i++)
-		if (place_state(&entry->places[i]) == ACCORD_PLACE_RUNNING)
-			return true;
-	return false;
-}
-
-/* Waits until the entry's dispatchers have exited, or time is up. */
-static void
-wait_until_clear(AccordDatabase *entry)
-{
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													   CLEAR_TIMEOUT_MS);
-
-	own_backend()->own.clearing = entry->database;
-	pg_memory_barrier();
-	while (is_running_anywhere(entry))
-	{
-		TimestampTz now = GetCurrentTimestamp();
-		long		timeout = TimestampDifferenceMilliseconds(now, deadline);
-
-		if (timeout <= 0)
-			break;
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 timeout, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
-	own_backend()->own.clearing = InvalidOid;
-}
-
-void
-accord_shmem_database_clear(Oid database)
-{
-	AccordDatabase *entry;
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-	register_exit();
-	register_transaction();
-	kept_clear = lappend_oid(kept_clear, database);
-	MemoryContextSwitchTo(old);
-
-	accord_shmem_table_lock();
-	entry = accord_shmem_database_enter(database);
-	if (entry != NULL)
-	{
-		entry->clear_count++;
-		accord_shmem_database_dismiss(entry);
-	}
-	accord_shmem_table_unlock();
-	if (entry != NULL)
-		wait_until_clear(entry);
-	else						/* it has no dispatchers, nor a place for any */
-		kept_clear = list_delete_oid(kept_clear, database);
-}
-
-/*
- * The launcher looks in any case: the statement may have made a database, or
- * given it another name.
- */
-void
-accord_shmem_database_release(Oid database)
-{
-	AccordDatabase *entry;
-
-	if (!list_member_oid(kept_clear, database))
-		return;
-	kept_clear = list_delete_oid(kept_clear, database);
-	own_backend()->own.clearing = InvalidOid;
-	accord_shmem_table_lock();
-	entry = find_database(database);
-	if (entry != NULL && entry->clear_count > 0)
-	{
-		entry->clear_count--;
-		(void) accord_shmem_database_forget(entry);
-	}
-	accord_shmem_table_unlock();
-	wake_process(shared->launcher);
-}
-
-/* ---- the launcher ---- */
-
-static void
-leave_launcher(int code, Datum arg)
-{
-	shared->launcher = NO_PROCESS;
-}
-
-void
-accord_shmem_launcher_attach(void)
-{
-	Assert(shared->launcher == NO_PROCESS);
-	on_shmem_exit(leave_launcher, (Datum) 0);
-	shared->launcher = accord_my_proc_number();
-	/* whoever does not see this asked before we look */
-	pg_memory_barrier();
-}
-
-TimestampTz
-accord_shmem_not_before(void)
-{
-	return shared->not_before;
+	return pg_atomic_read_u64(&commit_lsn->reached);
 }

@@ -1,5 +1,5 @@
 /*
- * shmem.h: exports of shmem.c
+ * shmem.h: exports of shmem.c (floors) and places.c (dispatchers)
  *
  * Layer 2: what processes share: the floors of committing writers, and per
  * database the places of its dispatchers.
@@ -11,6 +11,7 @@
 #include "accord.h"
 #include "datatype/timestamp.h"
 #include "port/atomics.h"
+#include "storage/lwlock.h"
 
 /* Requests the memory and installs the hooks; from _PG_init() under preload. */
 extern void accord_shmem_init(void);
@@ -165,5 +166,9 @@ extern void accord_shmem_database_dismiss(AccordDatabase *entry);
 
 /* Frees the entry when nothing is owed to it; whether it did. */
 extern bool accord_shmem_database_forget(AccordDatabase *entry);
+
+/* For shmem.c: the size of places.c's memory; its start. */
+extern Size accord_places_size(void);
+extern void accord_places_start(LWLock *lock);
 
 #endif							/* ACCORD_SHMEM_H */

@@ -30,6 +30,7 @@
 #define HEXADECIMAL DIGIT "ABCDEFabcdef"
 #define UNRESERVED ALPHA DIGIT "-._~"
 #define RESERVED ":/?#[]@!$&'()*+,;="
+#define RESERVED_OPERATORS "=,!@|"
 
 /* What an operator means (RFC 6570, appendix A). */
 typedef struct Operator
@@ -156,8 +157,6 @@ parse_variable(const char **p, VariableSpec *spec)
 {
 	memset(spec, 0, sizeof(VariableSpec));
 	spec->name = *p;
-	if (is_in(**p, "=,!@|"))
-		return "reserved operator";
 	if (!parse_name(p))
 		return "invalid variable name";
 	spec->len = *p - spec->name;
@@ -183,6 +182,8 @@ check_expression(const char **p)
 
 	if (**p == '}')
 		return "empty expression";
+	if (is_in(**p, RESERVED_OPERATORS))
+		return "reserved operator";
 	parse_operator(p);
 	for (;; (*p)++)
 	{
