@@ -78,14 +78,13 @@ forget_relids(Datum arg, Oid relid)
 
 	if (relids == NULL || hash_get_num_entries(relids) == 0)
 		return;
-	hash_seq_init(&scan, relids);
-	while (!ours && (entry = hash_seq_search(&scan)) != NULL)
+	if (!ours)
 	{
-		if (entry->relid == relid)
-		{
-			ours = true;
+		hash_seq_init(&scan, relids);
+		while (!ours && (entry = hash_seq_search(&scan)) != NULL)
+			ours = entry->relid == relid;
+		if (ours)
 			hash_seq_term(&scan);
-		}
 	}
 	if (!ours)
 		return;

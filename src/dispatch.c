@@ -40,6 +40,7 @@
 #include "utils/wait_event.h"
 
 #include "accord.h"
+#include "assign.h"
 #include "compat.h"
 #include "db.h"
 #include "dispatch.h"
@@ -48,6 +49,7 @@
 #include "http.h"
 #include "identity.h"
 #include "intake.h"
+#include "recovery.h"
 #include "request.h"
 #include "ring.h"
 #include "settle.h"
@@ -131,17 +133,19 @@ needs_intent(AccordDelivery *delivery, AccordRoute *route,
 }
 
 /*
- * Whether a command was tried so long ago that its channel has forgotten its
- * key, and would take the repetition for a new one.
+ * Whether a command may be repeated still: its channel may have forgotten its
+ * key since the last attempt, and would take the repetition for a new one.
  */
 static bool
-window_has_closed(AccordDelivery *delivery, AccordChannel *channel,
-				  TimestampTz now)
+may_be_repeated(AccordDelivery *delivery, TimestampTz now)
 {
-	return delivery->command && !delivery->ambiguous_retry &&
-		delivery->attempts > 0 && channel->idempotency_window_ms > 0 &&
-		now - delivery->attempted_at >=
-		channel->idempotency_window_ms * 1000;
+	AccordRetryPolicy policy = delivery->endpoint->policy;
+
+	policy.command = delivery->command;
+	policy.ambiguous_retry = delivery->ambiguous_retry;
+	return delivery->attempts == 0 ||
+		accord_retry_repeatable(&policy, delivery->attempts,
+								(now - delivery->attempted_at) / 1000);
 }
 
 /* Sends one delivery, or concludes why it cannot be sent. */
@@ -162,7 +166,7 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 		return;
 	}
 	if (delivery->discard ||
-		!accord_intake_route(delivery, &channel, &account, &route))
+		!accord_assign_route(delivery, &channel, &account, &route))
 	{
 		accord_settle_without(delivery, ACCORD_OUTCOME_DISCARDED,
 							  delivery->discard ? NULL :
@@ -183,7 +187,7 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 		return;
 	}
 	delivery->lost = false;
-	if (window_has_closed(delivery, channel, now))
+	if (!may_be_repeated(delivery, now))
 	{
 		accord_settle_without(delivery, ACCORD_OUTCOME_LOST,
 							  "the channel's idempotency_window ended before "
@@ -257,7 +261,7 @@ needs_transaction(AccordDelivery **deliveries, int n)
 
 		if (deliveries[i]->event == NULL)
 			return true;
-		if (accord_intake_route(deliveries[i], &channel, &account, &route) &&
+		if (accord_assign_route(deliveries[i], &channel, &account, &route) &&
 			accord_request_needs_transaction(route))
 			return true;
 	}
@@ -506,9 +510,26 @@ start(int number, int count)
 	accord_db_commit();
 
 	accord_db_begin();
-	accord_intake_start(desk);
+	accord_recovery_start(desk);
 	accord_settle_init(desk);
 	accord_db_commit();
+}
+
+/* The last act: what has been answered need not be sent again. */
+static void
+wind_up(void)
+{
+	bool		installed;
+
+	MemoryContextSwitchTo(turn_context);
+	StartTransactionCommand();
+	installed = accord_db_installed();
+	CommitTransactionCommand();
+	if (!installed)
+		return;
+	MemoryContextSwitchTo(turn_context);
+	land(GetCurrentTimestamp());
+	settle(GetCurrentTimestamp());
 }
 
 void
@@ -543,8 +564,6 @@ accord_dispatch_main(Datum arg)
 		MemoryContextReset(turn_context);
 		wait_for_news(set, timeout);
 	}
-	/* what has been answered needs not be sent again */
-	land(GetCurrentTimestamp());
-	settle(GetCurrentTimestamp());
+	wind_up();
 	proc_exit(0);
 }

@@ -107,12 +107,13 @@ accord_desk_create(int number, int count)
 static void
 endpoint_name(char *name, Size size, const char *channel, const char *account)
 {
+	const unsigned char *bytes = (const unsigned char *) account;
 	int			len = snprintf(name, size, "%s\n%s", channel, account);
 
 	if (len >= size)
-		snprintf(name, size, "%s\n\n%016llx%016llx", channel,
-				 (unsigned long long) hash_bytes_extended((const unsigned char *) account, strlen(account), 1),
-				 (unsigned long long) hash_bytes_extended((const unsigned char *) account, strlen(account), 2));
+		snprintf(name, size, "%s\n\n" UINT64_FORMAT "." UINT64_FORMAT, channel,
+				 hash_bytes_extended(bytes, strlen(account), 1),
+				 hash_bytes_extended(bytes, strlen(account), 2));
 }
 
 uint64
@@ -550,6 +551,16 @@ accord_desk_find(AccordDesk *desk, AccordEndpoint *endpoint, int64 seq,
 			return delivery;
 	}
 	return NULL;
+}
+
+void
+accord_endpoint_lag(AccordDesk *desk, AccordEndpoint *endpoint, AccordPoint from)
+{
+	if (endpoint->lagging)
+		return;
+	endpoint->lagging = true;
+	endpoint->cursor = from;
+	accord_endpoint_touch(desk, endpoint);
 }
 
 AccordDelivery *

@@ -214,6 +214,10 @@ extern void accord_endpoint_rotate(AccordDesk *desk, AccordEndpoint *endpoint);
 /* Keeps it in the active list as long as there is a reason. */
 extern void accord_endpoint_touch(AccordDesk *desk, AccordEndpoint *endpoint);
 
+/* From now on it reads its own pages, from there on. */
+extern void accord_endpoint_lag(AccordDesk *desk, AccordEndpoint *endpoint,
+								AccordPoint from);
+
 /* Everything up to here is settled or in the backlog, for this endpoint. */
 extern AccordPoint accord_endpoint_low(AccordDesk *desk,
 									   AccordEndpoint *endpoint);

@@ -23,9 +23,9 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
+#include "accord.h"
 #include "db.h"
 #include "idempotency.h"
-#include "log.h"
 
 /* What makes two events the same: everything their author gave. */
 static const AccordEventColumn content_columns[] = {

@@ -31,10 +31,12 @@
 #include "utils/timestamp.h"
 
 #include "accord.h"
+#include "assign.h"
+#include "control.h"
 #include "db.h"
 #include "guc.h"
 #include "intake.h"
-#include "json.h"
+#include "recovery.h"
 #include "request.h"
 #include "routing.h"
 #include "settle.h"
@@ -42,342 +44,6 @@
 
 #define SLICE 1000				/* events read before the network's turn */
 #define SLICE_BYTES (8 * 1024 * 1024)	/* ... and kept */
-/* A delivery that was settled although the position does not say so. */
-typedef struct SettledKey
-{
-	uint64		endpoint;
-	int64		seq;
-	int64		ord;
-} SettledKey;
-
-static AccordConfig *config = NULL;
-static int64 config_generation = -1;
-static HTAB *settled = NULL;
-static int64 settled_high = 0;	/* highest seq in it */
-
-/*
- * Configuration
- */
-
-/* Gives an endpoint today's limits; pauses it when it may not send. */
-static void
-configure_endpoint(AccordDesk *desk, AccordEndpoint *endpoint)
-{
-	AccordChannel *channel = accord_config_channel(config, endpoint->channel);
-	AccordAccount *account = channel == NULL || endpoint->account[0] == '\0' ?
-		NULL : accord_config_account(config, channel, endpoint->account);
-
-	if (channel == NULL)
-		return;
-	endpoint->paused = !channel->enabled ||
-		(account != NULL && !account->enabled);
-	endpoint->ordered = channel->ordered;
-	endpoint->max_in_flight = channel->max_in_flight;
-	endpoint->policy.base_ms = channel->retry_base_ms;
-	endpoint->policy.cap_ms = channel->retry_cap_ms;
-	endpoint->policy.max_attempts = channel->max_attempts;
-	endpoint->policy.max_age_ms = channel->max_age_ms;
-	endpoint->policy.keyed = channel->idempotency_header != NULL;
-	endpoint->policy.window_ms = channel->idempotency_window_ms;
-	if (endpoint->paused && endpoint->rotating)
-	{
-		dlist_delete(&endpoint->ready_node);
-		endpoint->rotating = false;
-	}
-	accord_endpoint_rotate(desk, endpoint);
-}
-
-/* Reloads the configuration if it changed. In a transaction. */
-static void
-refresh_config(AccordDesk *desk)
-{
-	HASH_SEQ_STATUS scan;
-	AccordEndpoint *endpoint;
-
-	config = accord_config_get();
-	if (config->generation == config_generation)
-		return;
-	config_generation = config->generation;
-	accord_desk_scan(desk, &scan);
-	while ((endpoint = accord_desk_scan_next(&scan)) != NULL)
-		configure_endpoint(desk, endpoint);
-}
-
-static AccordEndpoint *
-find_endpoint(AccordDesk *desk, const char *channel, const char *account)
-{
-	AccordEndpoint *endpoint;
-
-	if (!accord_desk_owns(desk, channel, account))
-		return NULL;
-	endpoint = accord_desk_endpoint(desk, channel, account, false);
-	if (endpoint == NULL)
-	{
-		endpoint = accord_desk_endpoint(desk, channel, account, true);
-		configure_endpoint(desk, endpoint);
-	}
-	return endpoint;
-}
-
-bool
-accord_intake_route(AccordDelivery *delivery, AccordChannel **channel,
-					AccordAccount **account, AccordRoute **route)
-{
-	*account = NULL;
-	*channel = accord_config_channel(config, delivery->endpoint->channel);
-	if (*channel == NULL)
-		return false;
-	if (delivery->endpoint->account[0] != '\0')
-	{
-		*account = accord_config_account(config, *channel,
-										 delivery->endpoint->account);
-		if (*account == NULL && (*channel)->has_accounts)
-			return false;
-	}
-	*route = accord_config_route(*channel, delivery->route);
-	if (*route == NULL && delivery->event != NULL)
-	{
-		char	   *topic = accord_request_text(delivery->event,
-												ACCORD_EVENT_TOPIC);
-		char	   *op = accord_request_text(delivery->event,
-											 ACCORD_EVENT_OP);
-
-		*route = accord_config_match(*channel, topic, accord_config_op(op));
-	}
-	return *route != NULL;
-}
-
-/*
- * What was settled after the position
- */
-
-static void
-settled_key(SettledKey *key, const char *channel, const char *account,
-			int64 seq, int ord)
-{
-	memset(key, 0, sizeof(*key));
-	key->endpoint = accord_endpoint_hash(channel, account);
-	key->seq = seq;
-	key->ord = ord;
-}
-
-static void
-remember_settled(const char *channel, const char *account, int64 seq, int ord,
-				 void *arg)
-{
-	AccordDesk *desk = arg;
-	AccordEndpoint *endpoint;
-	AccordPoint low = desk->read;
-	SettledKey	key;
-
-	if (!accord_desk_owns(desk, channel, account))
-		return;
-	endpoint = accord_desk_endpoint(desk, channel, account, false);
-	if (endpoint != NULL && endpoint->cursored)
-		low = endpoint->persisted;
-	if (seq < low.seq || (seq == low.seq && ord <= low.ord))
-		return;
-	settled_key(&key, channel, account, seq, ord);
-	hash_search(settled, &key, HASH_ENTER, NULL);
-	settled_high = Max(settled_high, seq);
-}
-
-static void
-load_settled(AccordDesk *desk, int64 after)
-{
-	HASHCTL		ctl;
-
-	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = sizeof(SettledKey);
-	ctl.entrysize = sizeof(SettledKey);
-	ctl.hcxt = desk->context;
-	settled = hash_create("pg_accord settled", 1024, &ctl,
-						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	accord_backlog_settled(after, remember_settled, desk);
-}
-
-static bool
-was_settled(AccordEndpoint *endpoint, int64 seq, int ord)
-{
-	SettledKey	key;
-
-	if (settled == NULL || seq > settled_high)
-		return false;
-	settled_key(&key, endpoint->channel, endpoint->account, seq, ord);
-	return hash_search(settled, &key, HASH_FIND, NULL) != NULL;
-}
-
-/* Nobody asks any more once all have read past what is in it. */
-static void
-forget_settled(AccordDesk *desk)
-{
-	dlist_iter	iter;
-
-	if (settled == NULL || desk->read.seq <= settled_high)
-		return;
-	dlist_foreach(iter, &desk->active)
-	{
-		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
-												   active_node, iter.cur);
-
-		if (endpoint->lagging && endpoint->cursor.seq <= settled_high)
-			return;
-	}
-	hash_destroy(settled);
-	settled = NULL;
-}
-
-/*
- * The backlog
- */
-
-static void
-start_lagging(AccordDesk *desk, AccordEndpoint *endpoint, AccordPoint from)
-{
-	if (endpoint->lagging)
-		return;
-	endpoint->lagging = true;
-	endpoint->cursor = from;
-	accord_endpoint_touch(desk, endpoint);
-}
-
-/* One open row of the backlog becomes a delivery. False: no more fit in. */
-static bool
-admit_exception(AccordDesk *desk, AccordEndpoint *endpoint,
-				const AccordBacklogRow *row)
-{
-	AccordDelivery *delivery;
-
-	if (accord_desk_find(desk, endpoint, row->seq, row->ord) != NULL)
-		return true;
-	if (accord_endpoint_full(desk, endpoint))
-		return false;
-	delivery = accord_delivery_create(desk, endpoint, row->key);
-	delivery->seq = row->seq;
-	delivery->ord = row->ord;
-	delivery->tx_id = row->tx_id;
-	delivery->slot = row->event_slot;
-	delivery->route = row->route;
-	delivery->decided_by = row->decided_by;
-	delivery->owed_since = row->owed_since;
-	delivery->attempted_at = row->attempted_at;
-	delivery->attempts = row->attempts;
-	accord_delivery_except(desk, delivery, row->state);
-	delivery->version = row->version;
-	if (row->state == ACCORD_STATE_HELD)
-		accord_delivery_hold(desk, delivery);
-	else if (row->state == ACCORD_STATE_SENDING)
-	{
-		/* was in flight when the last dispatcher ended */
-		delivery->lost = true;
-		accord_delivery_queue(desk, delivery);
-	}
-	else
-		accord_delivery_park(desk, delivery, row->due_at);
-	return true;
-}
-
-/* Its exceptions do not fit: from now on they are read in turn. */
-static void
-start_overflow(AccordDesk *desk, AccordEndpoint *endpoint)
-{
-	endpoint->overflow = true;
-	endpoint->loaded.seq = 0;
-	endpoint->loaded.ord = ACCORD_ORD_ALL;
-	start_lagging(desk, endpoint, desk->read);
-	accord_endpoint_touch(desk, endpoint);
-}
-
-static bool
-load_any(const AccordBacklogRow *row, void *arg)
-{
-	AccordDesk *desk = arg;
-	AccordEndpoint *endpoint = find_endpoint(desk, row->channel,
-											 row->account);
-
-	if (endpoint != NULL && !endpoint->overflow &&
-		!admit_exception(desk, endpoint, row))
-		start_overflow(desk, endpoint);
-	return true;
-}
-
-typedef struct LoadMore
-{
-	AccordDesk *desk;
-	AccordEndpoint *endpoint;
-	bool		full;
-} LoadMore;
-
-static bool
-load_one(const AccordBacklogRow *row, void *arg)
-{
-	LoadMore   *more = arg;
-
-	if (!admit_exception(more->desk, more->endpoint, row))
-	{
-		more->full = true;
-		return false;
-	}
-	more->endpoint->loaded.seq = row->seq;
-	more->endpoint->loaded.ord = row->ord;
-	return true;
-}
-
-/* Reads on in an endpoint's backlog; it ends the overflow with its end. */
-static void
-load_overflow(AccordDesk *desk, AccordEndpoint *endpoint)
-{
-	LoadMore	more = {desk, endpoint, false};
-
-	accord_backlog_load(endpoint->channel, endpoint->account,
-						endpoint->loaded, load_one, &more);
-	if (!more.full)
-		endpoint->overflow = false;
-	accord_endpoint_touch(desk, endpoint);
-}
-
-static void
-load_cursor(const AccordCursorRow *row, void *arg)
-{
-	AccordDesk *desk = arg;
-	AccordEndpoint *endpoint = find_endpoint(desk, row->channel,
-											 row->account);
-
-	if (endpoint == NULL)
-		return;
-	endpoint->cursored = true;
-	endpoint->persisted = row->point;
-	endpoint->cursor_version = row->version;
-	start_lagging(desk, endpoint, row->point);
-	accord_endpoint_touch(desk, endpoint);
-}
-
-void
-accord_intake_start(AccordDesk *desk)
-{
-	dlist_iter	iter;
-	int64		lowest;
-
-	accord_request_init();
-	refresh_config(desk);
-	desk->read.seq = accord_backlog_position(desk->number);
-	desk->read.ord = ACCORD_ORD_ALL;
-	accord_backlog_cursors(load_cursor, desk);
-	lowest = desk->read.seq;
-	dlist_foreach(iter, &desk->active)
-	{
-		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
-												   active_node, iter.cur);
-
-		lowest = Min(lowest, endpoint->persisted.seq - 1);
-	}
-	load_settled(desk, lowest);
-	accord_backlog_load(NULL, NULL, desk->read, load_any, desk);
-}
-
-/*
- * The log
- */
 
 /* One event as it is routed; made once, shared by its deliveries. */
 typedef struct Routing
@@ -449,7 +115,7 @@ endpoint_takes(Routing *routing, AccordEndpoint *endpoint)
 
 	if (routing->only != NULL ? endpoint != routing->only : endpoint->lagging)
 		return false;
-	if (was_settled(endpoint, routing->commit->seq, routing->ord))
+	if (accord_recovery_settled(endpoint, routing->commit->seq, routing->ord))
 		return false;
 	if (routing->only != NULL)
 		return true;			/* its room was looked at before */
@@ -458,126 +124,10 @@ endpoint_takes(Routing *routing, AccordEndpoint *endpoint)
 		 endpoint->n_owed > 0) ||
 		accord_endpoint_full(desk, endpoint) || accord_settle_full())
 	{
-		start_lagging(desk, endpoint, before);
+		accord_endpoint_lag(desk, endpoint, before);
 		return false;
 	}
 	return true;
-}
-
-/*
- * Control events: what redeliver() and discard() ask for, in the log like
- * everything else, so that it takes effect at commit, once, and in order.
- */
-
-/* A delivery that is in no queue any more, made anew to be decided about. */
-static AccordDelivery *
-recall_delivery(Routing *routing, AccordEndpoint *endpoint,
-				const AccordBacklogRow *row)
-{
-	AccordDelivery *delivery = accord_delivery_create(routing->desk, endpoint,
-													  row->key);
-
-	delivery->seq = row->seq;
-	delivery->ord = row->ord;
-	delivery->slot = row->event_slot;
-	delivery->tx_id = row->tx_id;
-	delivery->route = row->route;
-	delivery->owed_since = row->owed_since;
-	delivery->attempted_at = row->attempted_at;
-	delivery->attempts = row->attempts;
-	delivery->last_version = row->version;
-	return delivery;
-}
-
-/* The key of an event, when no backlog row tells it. */
-static char *
-read_key(int slot, int64 tx_id, int ord)
-{
-	AccordPoint nowhere = {0, ACCORD_ORD_ALL};
-	AccordLogReader *reader = accord_log_open(nowhere, 0);
-	TupleTableSlot *event = accord_log_event(reader, slot, tx_id, ord);
-	char	   *key = event ? accord_routing_text(event, ACCORD_EVENT_KEY) : NULL;
-
-	accord_log_close(reader);
-	return key;
-}
-
-/*
- * One delivery that a person decided about; row says where the event is. One
- * that is under way is only given up if it fails.
- */
-static void
-decide(Routing *routing, AccordEndpoint *endpoint, AccordBacklogRow *row,
-	   bool discard)
-{
-	AccordDesk *desk = routing->desk;
-	AccordDelivery *delivery = accord_desk_find(desk, endpoint, row->seq,
-												row->ord);
-	bool		keep = true;
-
-	if (delivery != NULL &&
-		(delivery->phase == ACCORD_PHASE_TAKEN || delivery->settling ||
-		 delivery->version == 0))
-	{
-		delivery->discard = discard;
-		return;
-	}
-	if (!accord_backlog_find(endpoint->channel, endpoint->account, row->seq,
-							 row->ord, row))
-		row->key = read_key(row->event_slot, row->tx_id, row->ord);
-	if (row->decided_by >= routing->commit->seq)
-		return;					/* done before a restart */
-	if (delivery == NULL)
-	{
-		delivery = recall_delivery(routing, endpoint, row);
-		keep = !endpoint->overflow && !accord_endpoint_full(desk, endpoint);
-	}
-	accord_delivery_withdraw(desk, delivery);
-	delivery->decided_by = routing->commit->seq;
-	if (discard)
-		accord_settle_discard(delivery, row->key);
-	else
-		accord_settle_replay(delivery, row->key, routing->now, keep);
-	if (!keep)
-		start_overflow(desk, endpoint);
-}
-
-/* payload: {"deliveries": [[seq, ord, slot, tx_id, channel, account], ...]} */
-static void
-route_control(Routing *routing, const char *topic)
-{
-	bool		isnull;
-	Datum		payload = slot_getattr(routing->row, ACCORD_EVENT_PAYLOAD,
-									   &isnull);
-	bool		discard = strcmp(topic, "accord.discard") == 0;
-	Jsonb	   *json = DatumGetJsonbP(payload);
-
-	for (int i = 0;; i++)
-	{
-		AccordBacklogRow row;
-		AccordEndpoint *endpoint;
-		char	   *item[6];
-
-		for (int j = 0; j < lengthof(item); j++)
-		{
-			JsonbValue *value = accord_json_path(json,
-												 psprintf("deliveries.%d.%d",
-														  i, j));
-
-			if (value == NULL)
-				return;
-			item[j] = accord_json_text(value);
-		}
-		endpoint = find_endpoint(routing->desk, item[4], item[5]);
-		if (endpoint == NULL)
-			continue;
-		memset(&row, 0, sizeof(row));
-		row.seq = strtoll(item[0], NULL, 10);
-		row.ord = atoi(item[1]);
-		row.event_slot = atoi(item[2]);
-		row.tx_id = strtoll(item[3], NULL, 10);
-		decide(routing, endpoint, &row, discard);
-	}
 }
 
 static void
@@ -603,7 +153,7 @@ route_to(AccordChannel *channel, const char *account, AccordRoute *route,
 		 void *arg)
 {
 	Routing    *routing = arg;
-	AccordEndpoint *endpoint = find_endpoint(routing->desk, channel->name,
+	AccordEndpoint *endpoint = accord_assign_endpoint(routing->desk, channel->name,
 											 account);
 
 	if (endpoint != NULL && endpoint_takes(routing, endpoint))
@@ -617,9 +167,10 @@ route_event(Routing *routing)
 	char	   *control = accord_routing_control(routing->row);
 
 	if (control == NULL)
-		accord_routing_visit(config, routing->row, route_to, routing);
+		accord_routing_visit(accord_assign_config(), routing->row, route_to, routing);
 	else if (routing->only == NULL)
-		route_control(routing, control);
+		accord_control_apply(routing->desk, routing->commit, routing->row,
+							 control, routing->now);
 }
 
 /* Whether an endpoint that lags may read on. */
@@ -733,7 +284,7 @@ read_pages(AccordDesk *desk)
 			return true;
 		if (endpoint->overflow && endpoint->n_exceptions == 0 &&
 			!accord_settle_pending())
-			load_overflow(desk, endpoint);
+			accord_recovery_load(desk, endpoint);
 		if (!endpoint->lagging || !endpoint_has_room(desk, endpoint) ||
 			endpoint->n_owed > ACCORD_QUEUE_LIMIT / 2)
 			continue;
@@ -781,11 +332,11 @@ accord_intake_read(AccordDesk *desk)
 	safe = accord_log_safe_seq();
 	XLogFlush(accord_shmem_commit_lsn());
 	PushActiveSnapshot(GetTransactionSnapshot());
-	refresh_config(desk);
+	accord_assign_refresh(desk);
 	make_room(desk);
 	more = read_slice(desk, &desk->read, Max(safe, desk->read.seq), NULL);
 	more |= read_pages(desk);
-	forget_settled(desk);
+	accord_recovery_forget(desk);
 	accord_db_commit();
 	return more;
 }

@@ -8,9 +8,6 @@
 
 #include "endpoint.h"
 
-/* Recovers what was owed when the last dispatcher of this number ended. */
-extern void accord_intake_start(AccordDesk *desk);
-
 /*
  * Reads on, in one transaction: the log as far as it is safe, pages of
  * endpoints that lag, exceptions that were left in the backlog. A slice at a
@@ -30,10 +27,5 @@ extern void accord_intake_due(AccordDesk *desk, TimestampTz now);
  */
 extern void accord_intake_events(AccordDesk *desk,
 								 AccordDelivery **deliveries, int n);
-
-/* Today's configuration of a delivery; false: its channel or route is gone. */
-extern bool accord_intake_route(AccordDelivery *delivery,
-								AccordChannel **channel,
-								AccordAccount **account, AccordRoute **route);
 
 #endif							/* ACCORD_INTAKE_H */

@@ -32,6 +32,7 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "nodes/pg_list.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
@@ -53,8 +54,8 @@
 
 typedef struct Shared
 {
-	int			launcher;		/* its proc number, or NO_PROCESS; read without
-								 * the lock */
+	int			launcher;		/* its proc number, or NO_PROCESS; read
+								 * without the lock */
 	bool		overflowed;		/* an entry was asked for in vain */
 	TimestampTz not_before;		/* set at start, never changed */
 	AccordDatabase table[FLEXIBLE_ARRAY_MEMBER];
@@ -66,8 +67,7 @@ static Oid *clearing = NULL;	/* by proc number, MaxBackends long: the
 static LWLock *table_lock = NULL;
 
 /* This process's own affairs. */
-static AccordDatabase *my_database = NULL;	/* last seen entry of
-											 * MyDatabaseId */
+static AccordDatabase *my_database = NULL;	/* last seen entry of MyDatabaseId */
 static AccordPlace *my_place = NULL;	/* in my_database; dispatchers only */
 static bool callbacks_registered = false;
 static bool wake_wanted = false;	/* at commit */

@@ -35,6 +35,7 @@
 #define BATCH_LIMIT 1000		/* deliveries that settle together */
 #define SPILL_AFTER 1000		/* ms */
 #define LOG_EVERY 10000			/* ms */
+#define HTTP_TOO_MANY_REQUESTS 429
 
 /* What happens to a delivery once its rows are durable. */
 typedef enum Sequel
@@ -287,13 +288,16 @@ accord_settle_response(AccordDelivery *delivery,
 					   const AccordHttpResponse *response, TimestampTz now)
 {
 	AccordOutcome outcome = accord_retry_outcome(&response->result);
-	AccordVerdict verdict = judge(delivery, outcome,
-								  accord_retry_sent(&response->result), now);
 	const char *error = response_error(response, outcome);
+	AccordVerdict verdict;
 
 	if (error != NULL)
 		error = accord_json_clean(error, strlen(error), 1000);
 	add_attempt(delivery, outcome, response, error);
+	if (response->result.status == HTTP_TOO_MANY_REQUESTS)
+		delivery->attempts--;	/* asked too early: that was none */
+	verdict = judge(delivery, outcome, accord_retry_sent(&response->result),
+					now);
 	conclude(delivery, outcome, verdict, response->result.retry_after_ms,
 			 error, now);
 }

@@ -35,7 +35,7 @@ typedef union Backend
 	char		pad[PG_CACHE_LINE_SIZE];
 } Backend;
 
-/* The first line belongs to all of them. */
+/* What they all write; a cache line of its own. */
 typedef union CommitLsn
 {
 	pg_atomic_uint64 reached;	/* grows only */

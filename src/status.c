@@ -228,6 +228,7 @@ scan_log(OwedScan *scan, int64 safe)
 Datum
 accord_owed(PG_FUNCTION_ARGS)
 {
+	AccordPoint nowhere = {0, 0};
 	OwedScan	scan;
 	int64		safe;
 
@@ -244,10 +245,7 @@ accord_owed(PG_FUNCTION_ARGS)
 	scan.config = accord_config_get();
 	accord_backlog_cursors(visit_cursor, &scan);
 	accord_backlog_settled(scan.lowest, visit_settled, &scan);
-	accord_backlog_load(NULL, NULL, (AccordPoint)
-						{
-							0, 0
-						}, visit_backlog, &scan);
+	accord_backlog_load(NULL, NULL, nowhere, visit_backlog, &scan);
 	scan_log(&scan, safe);
 	PopActiveSnapshot();
 	PG_RETURN_NULL();

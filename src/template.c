@@ -230,16 +230,16 @@ accord_template_check(const char *template)
 	}
 }
 
-/* ---- expanding ---- */
-
-char *
+char	   *
 accord_template_next_variable(const char **template)
 {
 	const char *p = *template;
 	VariableSpec spec;
 
-	/* behind a variable that another follows, or before an expression */
-	if (*p != ',')
+	/* A comma stands between variables only where the next brace closes. */
+	if (*p == ',' && p[strcspn(p, "{}")] == '}')
+		p++;
+	else
 	{
 		p += strcspn(p, "{");
 		if (*p == '\0')
@@ -247,12 +247,13 @@ accord_template_next_variable(const char **template)
 		p++;
 		(void) parse_operator(&p);
 	}
-	else
-		p++;
-	(void) parse_variable(&p, &spec);
+	if (parse_variable(&p, &spec) != NULL)
+		elog(ERROR, "variables are asked of a template that was not checked");
 	*template = p;
 	return pnstrdup(spec.name, spec.len);
 }
+
+/* ---- expanding ---- */
 
 /* Text as it is encoded: UTF-8, or as it is for a raw expansion. */
 static char *

@@ -15,8 +15,8 @@ use Accord;
 use Cwd qw(abs_path);
 use Exporter qw(import);
 use File::Basename qw(dirname);
-use IPC::Run qw(start);
 use JSON::PP;
+use Session;
 
 our @EXPORT = qw(prepare_writers start_writers);
 
@@ -64,31 +64,36 @@ sub start_writers
 {
     my ($node, %option) = @_;
     my $script = abs_path(dirname(__FILE__)) . '/writers.py';
-    my $self = bless { in => '', out => '' }, 'Writers';
-    my $user = getpwuid $<;
+    my $self = bless { output => '' }, 'Writers';
 
-    $self->{process} = start(
-        [
-            'python3', $script, '--host', $node->host, '--port', $node->port, '--user', $user,
-            map { ("--$_", $option{$_}) } sort keys %option
-        ],
-        '<', \$self->{in}, '>', \$self->{out});
+    @$self{qw(pid in out)} = run_in_background('python3', $script, '--host', $node->host, '--port', $node->port,
+        '--user', scalar getpwuid $<, map { ("--$_", $option{$_}) } sort keys %option);
     return $self;
 }
 
-# The counters as last reported, as a hash.
+# Takes in what they report; false at its end.
+sub take
+{
+    my ($self) = @_;
+    my $n;
+    1 while $n = sysread $self->{out}, $self->{output}, 65536, length $self->{output};
+    return !defined $n;
+}
+
+# The counters as last reported, as a hash. A writer that fails says so instead.
 sub counters
 {
     my ($self) = @_;
-    $self->{process}->pump_nb;
-    my ($last) = $self->{out} =~ /.*^(\{.*\})\n/ms or return {};
+    $self->take;
+    die "the writers failed:\n$self->{output}\n" if $self->{output} =~ /Traceback/;
+    my ($last) = $self->{output} =~ /.*^(\{.*\})\n/ms or return {};
     return decode_json($last);
 }
 
 sub wait_for
 {
     my ($self, $counter, $n) = @_;
-    poll_until(sub { (($self->counters)->{$counter} || 0) >= $n }, "$n $counter of the writers");
+    poll_until(sub { ($self->counters->{$counter} || 0) >= $n }, "$n of the writers' counter: $counter");
     return;
 }
 
@@ -96,17 +101,20 @@ sub wait_for
 sub finish
 {
     my ($self) = @_;
-    my $process = delete $self->{process} or return;
-    $process->finish or die "the writers failed\n";
-    my ($last) = $self->{out} =~ /.*^(\{.*\})\n/ms;
-    return decode_json($last);
+    close $self->{in};
+    poll_until(sub { !$self->take }, 'the writers to end');
+    waitpid delete $self->{pid}, 0;
+    die "the writers failed:\n$self->{output}\n" if $?;
+    return $self->counters;
 }
 
 sub DESTROY
 {
     my ($self) = @_;
-    local ($?, $@);
-    $self->{process}->kill_kill if $self->{process};
+    my $pid = delete $self->{pid} or return;
+    local $?;
+    kill 'TERM', $pid;
+    waitpid $pid, 0;
     return;
 }
 

@@ -50,7 +50,7 @@ INSERT INTO example VALUES
     ('3.2.3 reserved', '{+hello}', 'Hello%20World!'),
     ('3.2.3 reserved', '{+half}', '50%25'),
     ('3.2.3 reserved', '{base}index', 'http%3A%2F%2Fexample.com%2Fhome%2Findex'),
-    ('3.2.3 reserved', '{+base}index', 'http://example.com/home/index'),
+    ('3.2.3 reserved', '{+base}index', 'http://example.com/home/' || 'index'),
     ('3.2.3 reserved', 'O{+empty}X', 'OX'),
     ('3.2.3 reserved', 'O{+undef}X', 'OX'),
     ('3.2.3 reserved', '{+path}/here', '/foo/bar/here'),

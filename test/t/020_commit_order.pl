@@ -7,6 +7,7 @@ use strict;
 use warnings FATAL => 'all';
 
 use Accord;
+use Session;
 use Test::More;
 use Writers;
 
@@ -19,14 +20,8 @@ synchronous_commit = local
 max_connections = 60
 autovacuum_naptime = 1s
 deadlock_timeout = 100ms
+log_statement = none
 CONF
-
-# A session of its own, for what is to stay open; statements that block are sent with send().
-sub session
-{
-    my ($database) = @_;
-    return $node->background_psql($database || 'postgres', on_error_stop => 0);
-}
 
 sub value { my ($sql, $database) = @_; return $node->safe_psql($database || 'postgres', $sql); }
 
@@ -42,22 +37,17 @@ sub keys_after
     return value("SELECT string_agg(key, ' ' ORDER BY seq, ord) FROM accord.read($seq, 1000)");
 }
 
-# Sends a statement and waits until its session is stuck in it, waiting for the standby.
+# Writes an event in a session of its own, and waits until that is stuck in its commit.
 sub commit_and_stick
 {
     my ($database, $key) = @_;
-    my $stuck = session($database);
-    $stuck->{stdin} .= "SET synchronous_commit = on;
-        INSERT INTO accord.outbox (topic, key) VALUES ('stuck', '$key');\n";
-    $stuck->{run}->pump_nb;
-    my $pid;
-    poll_until(
-        sub {
-            $stuck->{run}->pump_nb;
-            $pid = value("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = '$database'");
-        },
-        'a session stuck in its commit');
-    return ($stuck, $pid);
+    my $stuck = open_session($node, $database);
+    $stuck->run('SET synchronous_commit = on');
+    $stuck->send("INSERT INTO accord.outbox (topic, key) VALUES ('stuck', '$key')");
+    $node->poll_query_until('postgres',
+        "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = @{[ $stuck->pid ]}")
+      or die "the session is not stuck\n";
+    return ($stuck, $stuck->pid);
 }
 
 # ---- one writer, stopped between its number and its visibility
@@ -72,7 +62,7 @@ is(keys_after($start), 'before', 'a reader is not given what overtook a commit t
 value("SELECT pg_cancel_backend($pid)");
 poll_until(sub { value('SELECT accord.safe_seq()') - $start == 3 }, 'the commit to be over');
 is(keys_after($start), 'before stuck after', '... and is given all of it in order once that is done');
-$stuck->quit;
+$stuck->close;
 
 $start = value('SELECT accord.safe_seq()');
 ($stuck, $pid) = commit_and_stick('postgres', 'ended');
@@ -81,7 +71,7 @@ is(keys_after($start), '', 'again');
 value("SELECT pg_terminate_backend($pid)");
 poll_until(sub { value('SELECT accord.safe_seq()') - $start == 2 }, 'the commit to be over');
 is(keys_after($start), 'ended after', 'a session that is terminated there takes its floor along');
-eval { $stuck->quit };
+$stuck->close;
 
 $node->safe_psql('postgres', 'CREATE DATABASE other');
 $node->safe_psql('other', 'CREATE EXTENSION pg_accord');
@@ -90,7 +80,7 @@ $start = value('SELECT accord.safe_seq()');
 write_event('here');
 is(keys_after($start), 'here', 'a commit under way in another database holds nobody back');
 value("SELECT pg_cancel_backend($pid)");
-$stuck->quit;
+$stuck->close;
 
 # ---- 40 writers, and transactions that stay open all the time
 
@@ -102,8 +92,8 @@ my @idle = (
     [ 'other', 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT txid_current()' ]);
 for my $idle (@idle)
 {
-    my $session = session($idle->[0]);
-    $session->query_safe($idle->[1]);
+    my $session = open_session($node, $idle->[0]);
+    $session->run($idle->[1]);
     push @$idle, $session;
 }
 $start = value('SELECT accord.safe_seq()');
@@ -116,11 +106,11 @@ $writers->wait_for('cut off', 40);
 pass('readers are given events while transactions stay open here and in another database');
 is(value("SELECT count(*) FROM accord.event_log e, accord.commit_log c WHERE c.tx_id = e.tx_id AND e.key = 'idle'"),
     0, '... which are open still');
-$idle[0][2]->query_safe('COMMIT');
+$idle[0][2]->run('COMMIT');
 my $counters = $writers->finish;
 note(join ', ', map { "$_: $counters->{$_}" } sort keys %$counters);
 cmp_ok($counters->{$_} || 0, '>', 0, "there were transactions that ended with $_") for 'done', 'cut off', '22012', '40001';
-$_->[2]->quit for @idle;
+$_->[2]->close for @idle;
 
 value(<<"SQL");
 CREATE TABLE seen (n bigserial, reader integer, call integer, seq bigint, tx_id bigint, ord integer, event_id uuid,

@@ -540,6 +540,36 @@ test_malformed(void)
 	}
 }
 
+/* Their variables, each followed by a blank. */
+static const struct
+{
+	const char *template;
+	const char *names;
+}			variables[] = {
+	{"", ""},
+	{"/a,b", ""},
+	{",", ""},
+	{"/{a}", "a "},
+	{",{a},{b.c}", "a b.c "},
+	{"{?a:3,b*,c}/{+d}{#e,f},", "a b c d e f "},
+	{"{%41},{a}{a}", "%41 a a "}
+};
+
+static void
+test_variables(void)
+{
+	for (int i = 0; i < lengthof(variables); i++)
+	{
+		const char *rest = variables[i].template;
+		char	   *names = pstrdup("");
+		char	   *name;
+
+		while ((name = accord_template_next_variable(&rest)) != NULL)
+			names = psprintf("%s%s ", names, name);
+		check_text(names, variables[i].names, variables[i].template);
+	}
+}
+
 /* ---- foreign bytes ---- */
 
 static const struct
@@ -604,6 +634,7 @@ main(void)
 	test_retry_after();
 	test_expansions();
 	test_malformed();
+	test_variables();
 	test_foreign_bytes();
 	printf("%d passed, %d failed\n", passed, failed);
 	return failed == 0 ? 0 : 1;

@@ -1,0 +1,19 @@
+/*
+ * control.h: exports of control.c
+ *
+ * Layer 5: redeliver() and discard(), as a dispatcher carries them out.
+ */
+#ifndef ACCORD_CONTROL_H
+#define ACCORD_CONTROL_H
+
+#include "endpoint.h"
+
+/*
+ * Applies a control event, a row of event_log with this topic, to the
+ * deliveries of our endpoints. Their new rows are in the settling batch.
+ */
+extern void accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
+								 TupleTableSlot *row, const char *topic,
+								 TimestampTz now);
+
+#endif							/* ACCORD_CONTROL_H */

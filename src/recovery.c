@@ -1,0 +1,241 @@
+/*
+ * recovery.c: what a dispatcher finds in the logs when it starts.
+ *
+ * Runs in dispatchers. The position says up to where everything is settled or
+ * in the backlog; what lies after it is read again, and what of that is known
+ * to be settled is dropped. Cursors say the same for endpoints that lag. The
+ * backlog's open rows become deliveries, as far as they fit.
+ *
+ * Invariants: an endpoint whose exceptions do not all fit lags (overflow): it
+ * could not know which keys must wait. They are read in the order of the log,
+ * a part at a time, before anything new.
+ *
+ * On failure the transaction's error ends the dispatcher; nothing has been
+ * changed.
+ */
+#include "postgres.h"
+
+#include "assign.h"
+#include "recovery.h"
+#include "request.h"
+
+/* A delivery that was settled although the position does not say so. */
+typedef struct SettledKey
+{
+	uint64		endpoint;
+	int64		seq;
+	int64		ord;
+} SettledKey;
+
+static HTAB *settled = NULL;
+static int64 settled_high = 0;	/* highest seq in it */
+
+static void
+settled_key(SettledKey *key, const char *channel, const char *account,
+			int64 seq, int ord)
+{
+	memset(key, 0, sizeof(*key));
+	key->endpoint = accord_endpoint_hash(channel, account);
+	key->seq = seq;
+	key->ord = ord;
+}
+
+static void
+remember_settled(const char *channel, const char *account, int64 seq, int ord,
+				 void *arg)
+{
+	AccordDesk *desk = arg;
+	AccordEndpoint *endpoint;
+	AccordPoint low = desk->read;
+	SettledKey	key;
+
+	if (!accord_desk_owns(desk, channel, account))
+		return;
+	endpoint = accord_desk_endpoint(desk, channel, account, false);
+	if (endpoint != NULL && endpoint->cursored)
+		low = endpoint->persisted;
+	if (seq < low.seq || (seq == low.seq && ord <= low.ord))
+		return;
+	settled_key(&key, channel, account, seq, ord);
+	hash_search(settled, &key, HASH_ENTER, NULL);
+	settled_high = Max(settled_high, seq);
+}
+
+static void
+load_settled(AccordDesk *desk, int64 after)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(SettledKey);
+	ctl.entrysize = sizeof(SettledKey);
+	ctl.hcxt = desk->context;
+	settled = hash_create("pg_accord settled", 1024, &ctl,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	accord_backlog_settled(after, remember_settled, desk);
+}
+
+bool
+accord_recovery_settled(AccordEndpoint *endpoint, int64 seq, int ord)
+{
+	SettledKey	key;
+
+	if (settled == NULL || seq > settled_high)
+		return false;
+	settled_key(&key, endpoint->channel, endpoint->account, seq, ord);
+	return hash_search(settled, &key, HASH_FIND, NULL) != NULL;
+}
+
+/* Nobody asks any more once all have read past what is in it. */
+void
+accord_recovery_forget(AccordDesk *desk)
+{
+	dlist_iter	iter;
+
+	if (settled == NULL || desk->read.seq <= settled_high)
+		return;
+	dlist_foreach(iter, &desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		if (endpoint->lagging && endpoint->cursor.seq <= settled_high)
+			return;
+	}
+	hash_destroy(settled);
+	settled = NULL;
+}
+
+/* One open row of the backlog becomes a delivery. False: no more fit in. */
+static bool
+admit_exception(AccordDesk *desk, AccordEndpoint *endpoint,
+				const AccordBacklogRow *row)
+{
+	AccordDelivery *delivery;
+
+	if (accord_desk_find(desk, endpoint, row->seq, row->ord) != NULL)
+		return true;
+	if (accord_endpoint_full(desk, endpoint))
+		return false;
+	delivery = accord_delivery_create(desk, endpoint, row->key);
+	delivery->seq = row->seq;
+	delivery->ord = row->ord;
+	delivery->tx_id = row->tx_id;
+	delivery->slot = row->event_slot;
+	delivery->route = row->route;
+	delivery->decided_by = row->decided_by;
+	delivery->owed_since = row->owed_since;
+	delivery->attempted_at = row->attempted_at;
+	delivery->attempts = row->attempts;
+	accord_delivery_except(desk, delivery, row->state);
+	delivery->version = row->version;
+	if (row->state == ACCORD_STATE_HELD)
+		accord_delivery_hold(desk, delivery);
+	else if (row->state == ACCORD_STATE_SENDING)
+	{
+		/* was in flight when the last dispatcher ended */
+		delivery->lost = true;
+		accord_delivery_queue(desk, delivery);
+	}
+	else
+		accord_delivery_park(desk, delivery, row->due_at);
+	return true;
+}
+
+/* Its exceptions do not fit: from now on they are read in turn. */
+void
+accord_recovery_overflow(AccordDesk *desk, AccordEndpoint *endpoint)
+{
+	endpoint->overflow = true;
+	endpoint->loaded.seq = 0;
+	endpoint->loaded.ord = ACCORD_ORD_ALL;
+	accord_endpoint_lag(desk, endpoint, desk->read);
+	accord_endpoint_touch(desk, endpoint);
+}
+
+static bool
+load_any(const AccordBacklogRow *row, void *arg)
+{
+	AccordDesk *desk = arg;
+	AccordEndpoint *endpoint = accord_assign_endpoint(desk, row->channel,
+											 row->account);
+
+	if (endpoint != NULL && !endpoint->overflow &&
+		!admit_exception(desk, endpoint, row))
+		accord_recovery_overflow(desk, endpoint);
+	return true;
+}
+
+typedef struct LoadMore
+{
+	AccordDesk *desk;
+	AccordEndpoint *endpoint;
+	bool		full;
+} LoadMore;
+
+static bool
+load_one(const AccordBacklogRow *row, void *arg)
+{
+	LoadMore   *more = arg;
+
+	if (!admit_exception(more->desk, more->endpoint, row))
+	{
+		more->full = true;
+		return false;
+	}
+	more->endpoint->loaded.seq = row->seq;
+	more->endpoint->loaded.ord = row->ord;
+	return true;
+}
+
+/* Reads on in an endpoint's backlog; it ends the overflow with its end. */
+void
+accord_recovery_load(AccordDesk *desk, AccordEndpoint *endpoint)
+{
+	LoadMore	more = {desk, endpoint, false};
+
+	accord_backlog_load(endpoint->channel, endpoint->account,
+						endpoint->loaded, load_one, &more);
+	if (!more.full)
+		endpoint->overflow = false;
+	accord_endpoint_touch(desk, endpoint);
+}
+
+static void
+load_cursor(const AccordCursorRow *row, void *arg)
+{
+	AccordDesk *desk = arg;
+	AccordEndpoint *endpoint = accord_assign_endpoint(desk, row->channel,
+											 row->account);
+
+	if (endpoint == NULL)
+		return;
+	endpoint->cursored = true;
+	endpoint->persisted = row->point;
+	endpoint->cursor_version = row->version;
+	accord_endpoint_lag(desk, endpoint, row->point);
+	accord_endpoint_touch(desk, endpoint);
+}
+
+void
+accord_recovery_start(AccordDesk *desk)
+{
+	dlist_iter	iter;
+	int64		lowest;
+
+	accord_request_init();
+	accord_assign_refresh(desk);
+	desk->read.seq = accord_backlog_position(desk->number);
+	desk->read.ord = ACCORD_ORD_ALL;
+	accord_backlog_cursors(load_cursor, desk);
+	lowest = desk->read.seq;
+	dlist_foreach(iter, &desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		lowest = Min(lowest, endpoint->persisted.seq - 1);
+	}
+	load_settled(desk, lowest);
+	accord_backlog_load(NULL, NULL, desk->read, load_any, desk);
+}
