@@ -26,7 +26,7 @@ configure_endpoint(AccordDesk *desk, AccordEndpoint *endpoint)
 {
 	AccordChannel *channel = accord_config_channel(config, endpoint->channel);
 	AccordAccount *account = channel == NULL || endpoint->account[0] == '\0' ?
-		NULL : accord_config_account(config, channel, endpoint->account);
+	NULL : accord_config_account(config, channel, endpoint->account);
 
 	if (channel == NULL)
 		return;

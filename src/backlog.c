@@ -407,7 +407,7 @@ accord_backlog_find(const char *channel, const char *account, int64 seq,
 	return found;
 }
 
-Jsonb *
+Jsonb	   *
 accord_backlog_request(const char *channel, const char *account, int64 seq,
 					   int ord)
 {

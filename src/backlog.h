@@ -101,6 +101,7 @@ extern void accord_backlog_load(const char *channel, const char *account,
 								void *arg);
 extern bool accord_backlog_find(const char *channel, const char *account,
 								int64 seq, int ord, AccordBacklogRow *row);
+
 /* The request kept for a delivery; NULL when there is none. */
 extern Jsonb *accord_backlog_request(const char *channel, const char *account,
 									 int64 seq, int ord);

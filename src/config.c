@@ -290,7 +290,7 @@ load_accounts(AccordConfig *config)
 	{
 		AccordAccount *account = palloc0(sizeof(AccordAccount));
 		AccordChannel *channel =
-			accord_config_channel(config, column_text(i, "channel"));
+		accord_config_channel(config, column_text(i, "channel"));
 		AccountKey	key;
 		AccountEntry *entry;
 		bool		isnull;
@@ -355,7 +355,7 @@ load_routes(AccordConfig *config)
 	{
 		AccordRoute *route = palloc0(sizeof(AccordRoute));
 		AccordChannel *channel =
-			accord_config_channel(config, column_text(i, "channel"));
+		accord_config_channel(config, column_text(i, "channel"));
 		bool		isnull;
 
 		if (channel == NULL)

@@ -51,9 +51,9 @@ static int
 compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
 	const AccordDelivery *x =
-		pairingheap_const_container(AccordDelivery, due_node, a);
+	pairingheap_const_container(AccordDelivery, due_node, a);
 	const AccordDelivery *y =
-		pairingheap_const_container(AccordDelivery, due_node, b);
+	pairingheap_const_container(AccordDelivery, due_node, b);
 
 	if (x->due_at != y->due_at)
 		return x->due_at < y->due_at ? 1 : -1;
@@ -254,7 +254,7 @@ void
 accord_endpoint_touch(AccordDesk *desk, AccordEndpoint *endpoint)
 {
 	bool		active = endpoint->n_owed > 0 || endpoint->lagging ||
-		endpoint->cursored || endpoint->overflow;
+	endpoint->cursored || endpoint->overflow;
 
 	if (active == endpoint->active)
 		return;
@@ -590,7 +590,7 @@ int64
 accord_desk_position(AccordDesk *desk)
 {
 	int64		position = desk->read.ord == ACCORD_ORD_ALL ?
-		desk->read.seq : desk->read.seq - 1;
+	desk->read.seq : desk->read.seq - 1;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &desk->active)

@@ -146,6 +146,7 @@ extern bool accord_desk_owns(AccordDesk *desk, const char *channel,
 extern AccordEndpoint *accord_desk_endpoint(AccordDesk *desk,
 											const char *channel,
 											const char *account, bool create);
+
 /* The same for every process and run. */
 extern uint64 accord_endpoint_hash(const char *channel, const char *account);
 
@@ -172,36 +173,46 @@ extern AccordDelivery *accord_delivery_create(AccordDesk *desk,
 /* NEW: owed by memory alone, queued in the order of its key. */
 extern void accord_delivery_owe(AccordDesk *desk, AccordDelivery *delivery,
 								TimestampTz now);
+
 /* NEW: owed, but in no queue: TAKEN, to be settled as it is. */
 extern void accord_delivery_list(AccordDesk *desk, AccordDelivery *delivery,
 								 TimestampTz now);
+
 /* TAKEN or NEW: now an exception with a backlog row of this state. */
 extern void accord_delivery_except(AccordDesk *desk, AccordDelivery *delivery,
 								   AccordState state);
+
 /*
  * To PARKED, until due_at. One that is RETRYING holds its lane (behind another
  * that holds it, it is WAITING); a SCHEDULED one takes its turn when due.
  */
 extern void accord_delivery_park(AccordDesk *desk, AccordDelivery *delivery,
 								 TimestampTz due_at);
+
 /* To HELD; holds its lane (behind another that does, it is WAITING). */
 extern void accord_delivery_hold(AccordDesk *desk, AccordDelivery *delivery);
+
 /* Out of any queue, NEW again but for its lane: something is decided. */
 extern void accord_delivery_withdraw(AccordDesk *desk,
 									 AccordDelivery *delivery);
+
 /*
  * Forgets what waits at the end of an endpoint's queue and was never tried; it
  * will be read again. Returns how many; *before is the point before them.
  */
 extern int	accord_endpoint_evict(AccordDesk *desk, AccordEndpoint *endpoint,
 								  AccordPoint *before);
+
 /* PARKED, HELD or NEW: queued again; takes its turn in its lane. */
 extern void accord_delivery_queue(AccordDesk *desk, AccordDelivery *delivery);
+
 /* The endpoint's next READY one becomes TAKEN; NULL: none. */
 extern AccordDelivery *accord_delivery_take(AccordDesk *desk,
 											AccordEndpoint *endpoint);
+
 /* A TAKEN delivery's request slot is free again. */
 extern void accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery);
+
 /* Settled for good, or only its row remains: forgets it, lets the next of its
  * key pass. */
 extern void accord_delivery_free(AccordDesk *desk, AccordDelivery *delivery);
@@ -211,6 +222,7 @@ extern AccordDelivery *accord_desk_next_due(AccordDesk *desk);
 
 /* Puts an endpoint into the round of those with something to send. */
 extern void accord_endpoint_rotate(AccordDesk *desk, AccordEndpoint *endpoint);
+
 /* Keeps it in the active list as long as there is a reason. */
 extern void accord_endpoint_touch(AccordDesk *desk, AccordEndpoint *endpoint);
 
@@ -221,6 +233,7 @@ extern void accord_endpoint_lag(AccordDesk *desk, AccordEndpoint *endpoint,
 /* Everything up to here is settled or in the backlog, for this endpoint. */
 extern AccordPoint accord_endpoint_low(AccordDesk *desk,
 									   AccordEndpoint *endpoint);
+
 /* ... and for all those without a cursor of their own: the position. */
 extern int64 accord_desk_position(AccordDesk *desk);
 

@@ -122,7 +122,7 @@ find_auth_fault(const AccordHttpRequest *request)
 	return NULL;
 }
 
-char *
+char	   *
 accord_http_check_request(const AccordHttpRequest *request)
 {
 	const char *fault = find_url_fault(request->url);
@@ -147,7 +147,7 @@ accord_http_wants_body(const char *method)
 		strcmp(method, "PATCH") == 0;
 }
 
-char *
+char	   *
 accord_http_check_url(const char *url)
 {
 	const char *fault = find_url_fault(url);

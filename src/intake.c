@@ -154,7 +154,7 @@ route_to(AccordChannel *channel, const char *account, AccordRoute *route,
 {
 	Routing    *routing = arg;
 	AccordEndpoint *endpoint = accord_assign_endpoint(routing->desk, channel->name,
-											 account);
+													  account);
 
 	if (endpoint != NULL && endpoint_takes(routing, endpoint))
 		owe_event(routing, endpoint, route);
@@ -230,7 +230,7 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 												  ALLOCSET_DEFAULT_SIZES);
 	AccordLogReader *reader = accord_log_open(*point, upto);
 	AccordCommit commit;
-	Routing		routing = {.desk = desk, .only = only,
+	Routing		routing = {.desk = desk,.only = only,
 	.now = GetCurrentTimestamp()};
 	AccordPoint end = {upto, ACCORD_ORD_ALL};
 	Size		bytes = desk->bytes;

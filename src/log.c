@@ -100,7 +100,7 @@ make_event_id(TimestampTz now)
 	static int	left = 0;
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
 	uint64		us = (uint64) now +
-		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+	(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
 	uint64		ms = us / 1000;
 	uint32		fraction = (uint32) ((us % 1000) * 4096 / 1000);
 

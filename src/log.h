@@ -69,6 +69,7 @@ typedef struct AccordCommit
 extern AccordLogReader *accord_log_open(AccordPoint after, int64 upto);
 extern bool accord_log_next_commit(AccordLogReader *reader,
 								   AccordCommit *commit);
+
 /* The next event of that commit: a slot of event_log, or NULL. */
 extern TupleTableSlot *accord_log_next_event(AccordLogReader *reader);
 extern void accord_log_close(AccordLogReader *reader);

@@ -158,7 +158,7 @@ load_any(const AccordBacklogRow *row, void *arg)
 {
 	AccordDesk *desk = arg;
 	AccordEndpoint *endpoint = accord_assign_endpoint(desk, row->channel,
-											 row->account);
+													  row->account);
 
 	if (endpoint != NULL && !endpoint->overflow &&
 		!admit_exception(desk, endpoint, row))
@@ -206,7 +206,7 @@ load_cursor(const AccordCursorRow *row, void *arg)
 {
 	AccordDesk *desk = arg;
 	AccordEndpoint *endpoint = accord_assign_endpoint(desk, row->channel,
-											 row->account);
+													  row->account);
 
 	if (endpoint == NULL)
 		return;

@@ -16,12 +16,14 @@ extern void accord_recovery_start(AccordDesk *desk);
 /* Whether an event that is read again is known to be settled. */
 extern bool accord_recovery_settled(AccordEndpoint *endpoint, int64 seq,
 									int ord);
+
 /* Forgets what is known once everybody has read past it. */
 extern void accord_recovery_forget(AccordDesk *desk);
 
 /* An endpoint's exceptions do not fit: from now on they are read in turn. */
 extern void accord_recovery_overflow(AccordDesk *desk,
 									 AccordEndpoint *endpoint);
+
 /* Reads on in its backlog; ends the overflow with its end. In a transaction;
  * nothing is being settled. */
 extern void accord_recovery_load(AccordDesk *desk, AccordEndpoint *endpoint);

@@ -51,7 +51,7 @@ typedef struct Variables
 	const AccordEvent *event;
 } Variables;
 
-volatile sig_atomic_t accord_request_in_function = false;
+volatile	sig_atomic_t accord_request_in_function = false;
 
 static TupleDesc event_desc = NULL;
 
@@ -73,7 +73,7 @@ accord_request_column(const AccordEvent *event, int column, bool *isnull)
 	return heap_getattr(event->tuple, column, event_desc, isnull);
 }
 
-char *
+char	   *
 accord_request_text(const AccordEvent *event, int column)
 {
 	bool		isnull;
@@ -262,7 +262,7 @@ set_path(AccordRequest *request, const AccordRoute *route,
 		 const AccordAccount *account, const char *path)
 {
 	const char *base = account != NULL && account->base_url != NULL ?
-		account->base_url : route->channel->base_url;
+	account->base_url : route->channel->base_url;
 
 	request->error = check_path(path);
 	if (request->error == NULL)
@@ -551,7 +551,7 @@ push_string(JsonbParseState **state, JsonbIteratorToken token,
 	pushJsonbValue(state, token, &value);
 }
 
-Jsonb *
+Jsonb	   *
 accord_request_freeze(const AccordRequest *request)
 {
 	JsonbParseState *state = NULL;
@@ -607,7 +607,7 @@ accord_request_equip(AccordRequest *request, const AccordChannel *channel,
 {
 	AccordHttpRequest *http = &request->http;
 	const AccordAuth *auth = account != NULL && account->has_auth ?
-		&account->auth : &channel->auth;
+	&account->auth : &channel->auth;
 
 	http->auth = auth->type;
 	http->auth_name = auth->name;

@@ -29,6 +29,7 @@ extern void accord_request_init(void);
 /* A column of an event. */
 extern Datum accord_request_column(const AccordEvent *event, int column,
 								   bool *isnull);
+
 /* A text column as a palloc'd string, NULL when null. */
 extern char *accord_request_text(const AccordEvent *event, int column);
 

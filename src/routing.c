@@ -87,7 +87,7 @@ topic_routes(AccordConfig *config, const char *topic, const char *op)
 	return entry;
 }
 
-char *
+char	   *
 accord_routing_text(TupleTableSlot *row, int column)
 {
 	bool		isnull;
@@ -96,7 +96,7 @@ accord_routing_text(TupleTableSlot *row, int column)
 	return isnull ? NULL : TextDatumGetCString(value);
 }
 
-char *
+char	   *
 accord_routing_control(TupleTableSlot *row)
 {
 	char	   *topic = accord_routing_text(row, ACCORD_EVENT_TOPIC);

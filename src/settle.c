@@ -307,7 +307,7 @@ accord_settle_without(AccordDelivery *delivery, AccordOutcome outcome,
 					  const char *error, TimestampTz now)
 {
 	AccordSent	sent = outcome == ACCORD_OUTCOME_LOST ?
-		ACCORD_SENT_UNKNOWN : ACCORD_SENT_NO;
+	ACCORD_SENT_UNKNOWN : ACCORD_SENT_NO;
 	AccordVerdict verdict;
 
 	if (delivery->attempted_at == 0)
@@ -462,7 +462,7 @@ move_cursor(AccordEndpoint *endpoint, TimestampTz now)
 {
 	AccordPoint low = accord_endpoint_low(batch.desk, endpoint);
 	AccordDelivery *first = dlist_is_empty(&endpoint->owed) ? NULL :
-		dlist_head_element(AccordDelivery, owed_node, &endpoint->owed);
+	dlist_head_element(AccordDelivery, owed_node, &endpoint->owed);
 
 	if (endpoint->cursored)
 	{
@@ -572,8 +572,10 @@ accord_settle_commit(TimestampTz now, AccordSettleSend send)
 		batch.position > batch.position_written)
 		write_batch();
 
-	/* following may conclude again (a send that fails at once): that is the
-	 * next batch, so this one is taken off first */
+	/*
+	 * following may conclude again (a send that fails at once): that is the
+	 * next batch, so this one is taken off first
+	 */
 	n = batch.n_settlements;
 	batch.n_settlements = 0;
 	batch.n_rows = 0;

@@ -46,6 +46,7 @@ extern void accord_settle_discard(AccordDelivery *delivery, const char *key);
 
 /* Whether anything waits to be settled. */
 extern bool accord_settle_pending(void);
+
 /* Whether the batch should be committed before anything is added. */
 extern bool accord_settle_full(void);
 

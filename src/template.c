@@ -35,7 +35,7 @@
 /* What an operator means (RFC 6570, appendix A). */
 typedef struct Operator
 {
-	char		symbol;			/* after the "{"; 0: none */
+	char symbol;				/* after the "{"; 0: none */
 	bool		named;			/* values follow their names */
 	bool		reserved;		/* reserved characters are left alone */
 	bool		required;		/* all its variables must be defined */

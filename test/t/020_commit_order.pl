@@ -15,6 +15,8 @@ my $seed = $ENV{SEED} || int rand 1_000_000;
 note("SEED=$seed");
 
 my $node = new_node('main', <<'CONF');
+wal_level = replica
+max_wal_senders = 2
 synchronous_standby_names = 'nobody'
 synchronous_commit = local
 max_connections = 60
