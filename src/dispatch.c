@@ -56,11 +56,13 @@
 #include "shmem.h"
 
 #define ADMIT_AT_ONCE 256		/* deliveries made ready for sending together */
+#define READ_EVERY 1000			/* microseconds between looks at the log */
 #define HOUSEKEEPING_EVERY 60000	/* ms */
 
 static AccordDesk *desk = NULL;
 static MemoryContext turn_context = NULL;	/* reset every turn of the loop */
 static bool awake = true;		/* the latch was set: there may be news */
+static TimestampTz read_at = 0; /* the log was last looked at */
 static bool here = false;		/* not a copy: it may send */
 static TimestampTz housekept_at = 0;	/* the rings were turned */
 
@@ -321,6 +323,7 @@ take_in(TimestampTz now)
 	if ((awake || accord_intake_hungry(desk)) && !accord_settle_full())
 	{
 		awake = false;
+		read_at = now;
 		more = accord_intake_read(desk);
 		awake |= more;
 		MemoryContextSwitchTo(turn_context);
@@ -348,26 +351,47 @@ due_timeout(TimestampTz now)
 		Min((delivery->due_at - now + 999) / 1000, 3600000L);
 }
 
-/* Waits for the latch, the network, or the earliest thing due. */
+/*
+ * Takes note of a set latch; but not sooner than READ_EVERY after the log was
+ * last read: under a flood of commits one look serves many, and a latch left
+ * set costs the writers nothing. True: a set latch is left for later.
+ */
+static bool
+defer_latch(TimestampTz now)
+{
+	if (!MyLatch->is_set)
+		return false;
+	if (now - read_at < READ_EVERY)
+		return true;
+	ResetLatch(MyLatch);
+	awake = true;
+	return false;
+}
+
+/*
+ * Waits for the latch, the network, or the earliest thing due; not for the
+ * latch when it is set and left for later.
+ */
 static void
-wait_for_news(WaitEventSet *set, long timeout)
+wait_for_news(WaitEventSet *set, int latch, long timeout, bool deferred)
 {
 	WaitEvent	events[3];
-	int			n;
 
 	if (timeout != 0)
+	{
 		pgstat_report_activity(STATE_IDLE, accord_http_in_flight() > 0 ?
 							   "waiting for answers" : "waiting for events");
-	n = WaitEventSetWait(set, timeout, events, lengthof(events),
-						 PG_WAIT_EXTENSION);
-	for (int i = 0; i < n; i++)
-	{
-		if (events[i].events & WL_LATCH_SET)
-		{
-			ResetLatch(MyLatch);
-			awake = true;
-		}
+		/* autovacuum lives on what is counted; before a long wait, all of it */
+		pgstat_report_stat(timeout < 0 || timeout > 1000);
 	}
+	if (deferred)
+		ModifyWaitEvent(set, latch, WL_LATCH_SET, NULL);
+	(void) WaitEventSetWait(set, deferred ? earlier(timeout, 1) : timeout,
+							events, lengthof(events), PG_WAIT_EXTENSION);
+	if (deferred)
+		ModifyWaitEvent(set, latch, WL_LATCH_SET, MyLatch);
+	if (timeout != 0)
+		pgstat_report_activity(STATE_RUNNING, "delivering events");
 }
 
 /* Signals, settings, and whether the extension and we still belong here. */
@@ -537,6 +561,7 @@ accord_dispatch_main(Datum arg)
 {
 	AccordDispatchArgs args;
 	WaitEventSet *set;
+	int			latch;
 
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -550,19 +575,21 @@ accord_dispatch_main(Datum arg)
 	start(args.number, args.count);
 
 	set = accord_create_wait_event_set(3);
-	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	latch = AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch,
+							  NULL);
 	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	AddWaitEventToSet(set, WL_SOCKET_READABLE, accord_http_fd(), NULL, NULL);
 
 	while (!ShutdownRequestPending)
 	{
+		bool		deferred = defer_latch(GetCurrentTimestamp());
 		long		timeout;
 
 		MemoryContextSwitchTo(turn_context);
 		heed();
 		timeout = turn();
 		MemoryContextReset(turn_context);
-		wait_for_news(set, timeout);
+		wait_for_news(set, latch, timeout, deferred);
 	}
 	wind_up();
 	proc_exit(0);

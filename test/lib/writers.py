@@ -14,6 +14,7 @@ COMMIT. Test::Writers (Writers.pm) makes the tables and functions used here.
   --read FILE       readers follow accord.read(), and note in FILE.0, FILE.1,
                     ... what they were given, by call
   --readers N       so many
+  --after SEQ       they begin after this one
 
 The end of standard input ends the writers, and then the readers when there is
 nothing left to read. Counters go to standard output as a line of JSON, now and
@@ -224,7 +225,7 @@ class Reader(threading.Thread):
 
     def run(self):
         connection = Connection(self.crowd.args, "reader")
-        cursor, call = 0, 0
+        cursor, call = self.crowd.args.after, 0
         with open(self.path, "w", encoding="utf-8") as notes:
             while True:
                 last = self.crowd.written.is_set()
@@ -305,6 +306,7 @@ def main():
     parser.add_argument("--kill", type=int, default=0)
     parser.add_argument("--read")
     parser.add_argument("--readers", type=int, default=1)
+    parser.add_argument("--after", type=int, default=0)
     Crowd(parser.parse_args()).run()
 
 

@@ -1,0 +1,47 @@
+-- The channels: where they are, how they are spoken to, and which events become which requests.
+-- psql variables: ota_url, calendar_url, messaging_url.
+
+INSERT INTO accord.secret (name, value) VALUES
+    ('ota-token', 'demo-token'),
+    ('calendar-password', 'demo-password'),
+    ('messaging-key', 'demo-key');
+
+-- Times are short, because the show is; the defaults are made for the world outside.
+INSERT INTO accord.channel (name, base_url, auth, stall_timeout, retry_base, retry_cap) VALUES
+    ('ota', :'ota_url', '{"type": "bearer", "secret": "ota-token"}', '1 s', '100 ms', '2 s'),
+    ('calendar', :'calendar_url', '{"type": "basic", "user": "host", "secret": "calendar-password"}',
+     '2 s', '100 ms', '2 s'),
+    ('messaging', :'messaging_url', '{"type": "header", "name": "X-Api-Key", "secret": "messaging-key"}',
+     '1 s', '100 ms', '2 s');
+
+-- Rates are state: only the latest matters, and putting it twice does no harm.
+INSERT INTO accord.route (channel, topic, method, path)
+    VALUES ('ota', 'rate.*', 'PUT', '/listings/{payload.listing}/rates/{payload.night}');
+
+-- A message is a command: it counts once. Its event's id is its Idempotency-Key, by which the service knows a repeat.
+INSERT INTO accord.route (channel, topic, path, mode)
+    VALUES ('messaging', 'message.*', '/messages', 'command');
+
+-- A booking is an entry of the listing's calendar. SQL writes the iCalendar object; the entry of a cancelled booking
+-- is deleted instead.
+CREATE FUNCTION as_icalendar(event accord.event_log) RETURNS accord.http_request LANGUAGE sql STABLE AS $$
+    SELECT CASE event.payload ->> 'status'
+        WHEN 'cancelled' THEN ('DELETE', NULL, NULL, NULL)::accord.http_request
+        ELSE (NULL, NULL, NULL, concat_ws(E'\r\n',
+            'BEGIN:VCALENDAR',
+            'VERSION:2.0',
+            'PRODID:-//pg_accord//demo//EN',
+            'BEGIN:VEVENT',
+            'UID:booking-' || event.key,
+            'DTSTAMP:' || to_char(event.occurred_at AT TIME ZONE 'UTC', 'YYYYMMDD"T"HH24MISS"Z"'),
+            'DTSTART;VALUE=DATE:' || replace(event.payload ->> 'arrives', '-', ''),
+            'DTEND;VALUE=DATE:' || replace(event.payload ->> 'leaves', '-', ''),
+            'SEQUENCE:' || (event.payload ->> 'revision'),
+            'SUMMARY:' || regexp_replace(event.payload ->> 'guest', '([\\;,])', '\\\1', 'g'),
+            'END:VEVENT',
+            'END:VCALENDAR', ''))::accord.http_request
+    END
+$$;
+INSERT INTO accord.route (channel, topic, method, path, content_type, body_function)
+    VALUES ('calendar', 'booking.*', 'PUT', '/host/listing-{payload.listing}/{key}.ics', 'text/calendar; charset=utf-8',
+            'as_icalendar');
