@@ -269,13 +269,16 @@ set_path(AccordRequest *request, const AccordRoute *route,
 		request->http.url = psprintf("%s%s", base, path);
 }
 
+/* Sets the body; none when there is no text, or an empty one. */
 static void
 set_body(AccordRequest *request, char *text)
 {
-	char	   *utf8 = pg_server_to_any(text, strlen(text), PG_UTF8);
-
-	request->http.body = utf8;
-	request->http.body_len = strlen(utf8);
+	request->http.body = NULL;
+	request->http.body_len = 0;
+	if (text == NULL || text[0] == '\0')
+		return;
+	request->http.body = pg_server_to_any(text, strlen(text), PG_UTF8);
+	request->http.body_len = strlen(request->http.body);
 }
 
 /* GET, HEAD and DELETE carry no body unless a function makes one. */
@@ -360,7 +363,7 @@ apply_result(AccordRequest *request, Variables *variables,
 									  method);
 		request->http.method = method;
 		if (!method_has_body(method))
-			request->http.body = NULL;
+			set_body(request, NULL);
 	}
 	if (request->error == NULL && path != NULL)
 		set_path(request, variables->route, variables->account, path);
@@ -368,8 +371,6 @@ apply_result(AccordRequest *request, Variables *variables,
 		add_headers(request, DatumGetJsonbP(headers), NULL);
 	if (request->error == NULL && body != NULL)
 		set_body(request, body);
-	if (request->error == NULL && body != NULL && body[0] == '\0')
-		request->http.body = NULL;
 }
 
 /* Calls the route's body function with the event; NULL: nothing to send. */
@@ -597,8 +598,7 @@ accord_request_thaw(AccordRequest *request, Jsonb *frozen)
 		request->http.headers[request->http.n_headers++] =
 			accord_json_text(line);
 	}
-	if (body != NULL)
-		set_body(request, body);
+	set_body(request, body);
 }
 
 void
