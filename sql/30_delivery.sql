@@ -84,8 +84,8 @@ CREATE INDEX cursor_log_endpoint ON accord.cursor_log (channel, account, version
 DO $$
 BEGIN
     FOR s IN 0..7 LOOP
-        EXECUTE pg_catalog.format('CREATE TABLE accord.attempt_log_%s PARTITION OF accord.attempt_log FOR VALUES IN (%s)', s, s);
-        EXECUTE pg_catalog.format('CREATE INDEX attempt_log_%s_seq ON accord.attempt_log_%s USING brin (seq, recorded_at) WITH (pages_per_range = 32, autosummarize = on)', s, s);
+        EXECUTE pg_catalog.format('CREATE TABLE accord.attempt_log_%s PARTITION OF accord.attempt_log FOR VALUES IN (%s) WITH (autovacuum_vacuum_insert_scale_factor = 0.05)', s, s);
+        EXECUTE pg_catalog.format('CREATE INDEX attempt_log_%s_seq ON accord.attempt_log_%s USING brin (seq, recorded_at) WITH (pages_per_range = 32)', s, s);
     END LOOP;
     FOR s IN 0..3 LOOP
         EXECUTE pg_catalog.format('CREATE TABLE accord.backlog_log_%s PARTITION OF accord.backlog_log FOR VALUES IN (%s)', s, s);

@@ -558,6 +558,6 @@ accord_config_changed(PG_FUNCTION_ARGS)
 		elog(ERROR, "accord.config_changed() was not called by a trigger");
 	CacheInvalidateRelcache(trigger->tg_relation);
 	if (accord_shmem_ready())
-		accord_shmem_wake_at_commit();
+		accord_shmem_config_changed();
 	return PointerGetDatum(NULL);
 }

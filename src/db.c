@@ -118,7 +118,7 @@ create_relid_cache(void)
 }
 
 Oid
-accord_db_relid(const char *name)
+accord_db_relid_if_any(const char *name)
 {
 	RelidEntry *entry;
 	Oid			relid;
@@ -131,14 +131,24 @@ accord_db_relid(const char *name)
 
 	relid = get_relname_relid(name, get_namespace_oid(ACCORD_SCHEMA, true));
 	if (!OidIsValid(relid))
+		return InvalidOid;
+	entry = hash_search(relids, name, HASH_ENTER, NULL);
+	entry->relid = relid;
+	return relid;
+}
+
+Oid
+accord_db_relid(const char *name)
+{
+	Oid			relid = accord_db_relid_if_any(name);
+
+	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation \"%s.%s\" does not exist", ACCORD_SCHEMA,
 						name),
 				 errhint("Run CREATE EXTENSION %s in this database.",
 						 ACCORD_EXTENSION)));
-	entry = hash_search(relids, name, HASH_ENTER, NULL);
-	entry->relid = relid;
 	return relid;
 }
 

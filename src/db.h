@@ -19,6 +19,9 @@ extern void accord_db_abort(void);	/* after an error was caught */
 /* Our relations, by name; cached, and forgotten when the extension goes. */
 extern Oid	accord_db_relid(const char *name);
 
+/* The same, InvalidOid when it does not exist. */
+extern Oid	accord_db_relid_if_any(const char *name);
+
 /* Whether any of our relations changed since the last call: or went. */
 extern bool accord_db_changed(void);
 

@@ -26,6 +26,7 @@
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -331,6 +332,8 @@ accord_intake_read(AccordDesk *desk)
 	/* the safe number first, the snapshot after it: see log.c */
 	safe = accord_log_safe_seq();
 	XLogFlush(accord_shmem_commit_lsn());
+	/* what changed the configuration before these events has been sent */
+	AcceptInvalidationMessages();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	accord_assign_refresh(desk);
 	make_room(desk);

@@ -36,6 +36,7 @@
 
 #include "accord.h"
 #include "compat.h"
+#include "db.h"
 #include "lifecycle.h"
 #include "shmem.h"
 
@@ -154,6 +155,20 @@ process_next(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 		 completion);
 }
 
+/*
+ * A transaction prepared elsewhere may have changed the configuration; its
+ * invalidations have been sent by now, but nobody was woken.
+ */
+static void
+wake_for_prepared(Node *stmt)
+{
+	if (IsA(stmt, TransactionStmt) &&
+		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED &&
+		accord_shmem_ready() &&
+		OidIsValid(accord_db_relid_if_any("commit_seq")))
+		accord_shmem_wake_dispatchers();
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string,
 				bool read_only_tree, ProcessUtilityContext context,
@@ -166,6 +181,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	{
 		process_next(pstmt, query_string, read_only_tree, context, params,
 					 query_env, dest, completion);
+		wake_for_prepared(pstmt->utilityStmt);
 		return;
 	}
 	PG_TRY();

@@ -19,9 +19,9 @@
  * No lock is shared between writers but those of the sequences' pages.
  *
  * On failure: an error anywhere before the commit record aborts the
- * transaction as usual; the abort callback takes the floor down and wakes the
- * readers, as what they held back for may now be read. FATAL goes the same
- * way; a crash clears shared memory.
+ * transaction as usual; its floor goes, and the readers are woken, as what
+ * they held back for may now be read (shmem.c). FATAL goes the same way; a
+ * crash clears shared memory.
  */
 #include "postgres.h"
 
@@ -280,9 +280,11 @@ insert_commit_row(int64 seq)
 static void
 take_place(void)
 {
-	Oid			sequence = accord_db_relid("commit_seq");
+	Oid			sequence = accord_db_relid_if_any("commit_seq");
 	int64		seq;
 
+	if (!OidIsValid(sequence))
+		return;					/* DROP EXTENSION, and the events with it */
 	accord_shmem_floor_publish(accord_db_sequence_last(sequence) + 1);
 	seq = accord_db_sequence_next(sequence);
 	accord_shmem_floor_publish(seq);
@@ -315,19 +317,12 @@ at_transaction_event(XactEvent event, void *arg)
 
 		case XACT_EVENT_COMMIT:
 			if (tx.events > 0)
-			{
 				accord_shmem_commit_lsn_raise(XactLastCommitEnd);
-				accord_shmem_floor_clear();
-				accord_shmem_wake_dispatchers();
-			}
 			tx.tx_id = 0;
 			tx.events = 0;
 			break;
 
 		case XACT_EVENT_ABORT:
-			/* others may have waited for this floor alone */
-			if (tx.tx_id != 0 && accord_shmem_floor_clear())
-				accord_shmem_wake_dispatchers();
 			tx.tx_id = 0;
 			tx.events = 0;
 			break;

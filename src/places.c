@@ -46,6 +46,7 @@
 
 #include "accord.h"
 #include "compat.h"
+#include "db.h"
 #include "guc.h"
 #include "shmem.h"
 
@@ -70,7 +71,7 @@ static LWLock *table_lock = NULL;
 static AccordDatabase *my_database = NULL;	/* last seen entry of MyDatabaseId */
 static AccordPlace *my_place = NULL;	/* in my_database; dispatchers only */
 static bool callbacks_registered = false;
-static bool wake_wanted = false;	/* at commit */
+static bool config_changed = false; /* by this transaction */
 static bool relaunch_wanted = false;	/* at commit */
 static List *kept_clear = NIL;	/* database OIDs; TopMemoryContext */
 
@@ -341,18 +342,31 @@ release_all(void)
 		accord_shmem_database_release(linitial_oid(kept_clear));
 }
 
+/*
+ * Nobody reads an event that commits after us before our invalidations have
+ * been sent: a floor holds the readers up, and wakes them when it goes.
+ */
 static void
-at_transaction_end(XactEvent event, void *arg)
+hold_readers(void)
 {
+	Oid			sequence = accord_db_relid_if_any("commit_seq");
+
+	if (OidIsValid(sequence) && !accord_shmem_floor_stands())
+		accord_shmem_floor_publish(accord_db_sequence_last(sequence) + 1);
+}
+
+static void
+at_transaction_event(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_PRE_COMMIT && config_changed)
+		hold_readers();
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
 		event != XACT_EVENT_PREPARE)
 		return;
 	release_all();
 	if (event == XACT_EVENT_COMMIT && relaunch_wanted)
 		ask_launcher(true);
-	else if (event == XACT_EVENT_COMMIT && wake_wanted)
-		accord_shmem_wake_dispatchers();
-	relaunch_wanted = wake_wanted = false;
+	relaunch_wanted = config_changed = false;
 }
 
 /* The end of the transaction has released them, if nothing went wrong. */
@@ -367,16 +381,16 @@ register_callbacks(void)
 {
 	if (callbacks_registered)
 		return;
-	RegisterXactCallback(at_transaction_end, NULL);
+	RegisterXactCallback(at_transaction_event, NULL);
 	on_shmem_exit(leave, (Datum) 0);
 	callbacks_registered = true;
 }
 
 void
-accord_shmem_wake_at_commit(void)
+accord_shmem_config_changed(void)
 {
 	register_callbacks();
-	wake_wanted = true;
+	config_changed = true;
 }
 
 void

@@ -6,7 +6,8 @@
  *
  * Invariants: a floor is published, and a full barrier issued, before the
  * number it bounds is drawn, and stands until the transaction has left the
- * proc array. Each process writes its own only. Nothing here takes a lock.
+ * proc array and its invalidations have been sent. Each process writes its
+ * own only. Nothing here takes a lock.
  *
  * On failure: a transaction that aborts takes its floor down, also when the
  * process exits; an exit callback does so should that have been left undone. A
@@ -19,6 +20,7 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
+#include "utils/resowner.h"
 
 #include "accord.h"
 #include "compat.h"
@@ -48,6 +50,10 @@ static shmem_startup_hook_type next_shmem_startup_hook = NULL;
 static CommitLsn *commit_lsn = NULL;
 static Backend *backends = NULL;	/* MaxBackends of them */
 static bool exit_registered = false;
+static bool stands = false;		/* this process has published a floor */
+
+static void at_release(ResourceReleasePhase phase, bool is_commit,
+					   bool is_top_level, void *arg);
 
 static Size
 floors_size(void)
@@ -92,6 +98,7 @@ accord_shmem_init(void)
 	shmem_request_hook = request_shmem;
 	next_shmem_startup_hook = shmem_startup_hook;
 	shmem_startup_hook = start_shmem;
+	RegisterResourceReleaseCallback(at_release, NULL);
 }
 
 bool
@@ -109,12 +116,36 @@ own_backend(void)
 	return &backends[number];
 }
 
+static void
+clear_floor(void)
+{
+	if (!stands)
+		return;
+	stands = false;
+	pg_memory_barrier();
+	pg_atomic_write_u64(&own_backend()->own.floor, 0);
+	accord_shmem_wake_dispatchers();
+}
+
+/*
+ * The end of a transaction, committed or aborted: an aborted one's floor may
+ * have been all that others waited for. Not a transaction callback, as those
+ * come before invalidations are sent: who reads an event by the configuration
+ * of before its own transaction would miss a route.
+ */
+static void
+at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
+		   void *arg)
+{
+	if (phase == RESOURCE_RELEASE_AFTER_LOCKS && is_top_level)
+		clear_floor();
+}
+
 /* The transaction in progress, if any, has been aborted already. */
 static void
 leave(int code, Datum arg)
 {
-	if (accord_shmem_floor_clear())
-		accord_shmem_wake_dispatchers();
+	clear_floor();
 }
 
 void
@@ -128,6 +159,7 @@ accord_shmem_floor_publish(int64 floor)
 		on_shmem_exit(leave, (Datum) 0);
 		exit_registered = true;
 	}
+	stands = true;
 	backend->own.database = MyDatabaseId;
 	pg_write_barrier();
 	pg_atomic_write_u64(&backend->own.floor, (uint64) floor);
@@ -135,15 +167,9 @@ accord_shmem_floor_publish(int64 floor)
 }
 
 bool
-accord_shmem_floor_clear(void)
+accord_shmem_floor_stands(void)
 {
-	Backend    *backend = own_backend();
-
-	if (pg_atomic_read_u64(&backend->own.floor) == 0)
-		return false;
-	pg_memory_barrier();
-	pg_atomic_write_u64(&backend->own.floor, 0);
-	return true;
+	return stands;
 }
 
 int64

@@ -21,11 +21,15 @@ extern bool accord_shmem_ready(void);
 
 /*
  * Floors (DESIGN section 4). A writer about to draw its commit number
- * publishes a lower bound of it, then draws; the floor stands until the
- * transaction has left the proc array. It may be raised meanwhile.
+ * publishes a lower bound of it, then draws. It may raise it meanwhile. The
+ * floor is taken down, and dispatchers are woken, when the transaction has
+ * left the proc array and its cache invalidations have been sent; no caller
+ * does that.
  */
 extern void accord_shmem_floor_publish(int64 floor);
-extern bool accord_shmem_floor_clear(void); /* whether one stood */
+
+/* Whether this transaction has one. */
+extern bool accord_shmem_floor_stands(void);
 
 /* The lowest floor published in this database, or PG_INT64_MAX. */
 extern int64 accord_shmem_floor_lowest(void);
@@ -46,8 +50,11 @@ extern void accord_shmem_wake_dispatchers(void);
  * it unless it has been asked already. */
 extern void accord_shmem_wake_launcher(void);
 
-/* accord_shmem_wake_dispatchers(), when the top-level transaction commits. */
-extern void accord_shmem_wake_at_commit(void);
+/*
+ * This transaction changes the configuration: when it commits, dispatchers
+ * are woken, and events that commit later are routed by what it changed.
+ */
+extern void accord_shmem_config_changed(void);
 
 /* The extension was created or dropped: when the top-level transaction
  * commits, the dispatchers there are go, and a new one has a look. */
