@@ -126,7 +126,7 @@ END
 $$;
 
 COMMENT ON TABLE accord.attempt_log IS 'one row per attempt, and per event settled without one; accord.attempt joins it with the events';
-COMMENT ON COLUMN accord.attempt_log.outcome IS 'delivered, retry, retry_after, rejected, unauthorized, unreachable, timeout, stalled, cut_off, invalid, skipped, expired, discarded or lost';
+COMMENT ON COLUMN accord.attempt_log.outcome IS 'delivered, retry, retry_after, rejected, unauthorized, unreachable, timeout, stalled, cut_off, invalid, skipped, discarded or lost';
 COMMENT ON COLUMN accord.attempt_log.sent IS 'no: nothing left, safe to repeat; unknown: sent, no complete answer; yes: answered';
 COMMENT ON COLUMN accord.attempt_log.response IS 'the beginning of an answer that was not a success';
 COMMENT ON COLUMN accord.attempt_log.account IS 'the account; empty for the channel''s own endpoint';

@@ -22,6 +22,7 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/timestamp.h"
 
 #include "accord.h"
 #include "db.h"
@@ -34,6 +35,19 @@ static const AccordEventColumn content_columns[] = {
 	ACCORD_EVENT_DELIVER_AT, ACCORD_EVENT_PAYLOAD, ACCORD_EVENT_BEFORE,
 	ACCORD_EVENT_HEADERS
 };
+
+/* A column's text form, the same in every session whatever its settings. */
+static char *
+stable_text(Oid type, Datum value)
+{
+	Oid			output;
+	bool		varlena;
+
+	if (type == TIMESTAMPTZOID)
+		return psprintf(INT64_FORMAT, DatumGetTimestampTz(value));
+	getTypeOutputInfo(type, &output, &varlena);
+	return OidOutputFunctionCall(output, value);
+}
 
 /* SHA-256 over the columns' text forms, each with its length or as null. */
 static bytea *
@@ -48,8 +62,6 @@ content_fingerprint(const Datum *values, const bool *nulls)
 	for (int i = 0; i < lengthof(content_columns); i++)
 	{
 		int			column = content_columns[i];
-		Oid			output;
-		bool		varlena;
 		char	   *text;
 
 		if (nulls[column - 1])
@@ -57,10 +69,9 @@ content_fingerprint(const Datum *values, const bool *nulls)
 			appendStringInfoString(&content, "-;");
 			continue;
 		}
-		getTypeOutputInfo(TupleDescAttr(RelationGetDescr(rel),
-										column - 1)->atttypid,
-						  &output, &varlena);
-		text = OidOutputFunctionCall(output, values[column - 1]);
+		text = stable_text(TupleDescAttr(RelationGetDescr(rel),
+										 column - 1)->atttypid,
+						   values[column - 1]);
 		appendStringInfo(&content, "%zu:%s;", strlen(text), text);
 	}
 	table_close(rel, NoLock);

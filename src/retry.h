@@ -45,7 +45,6 @@ typedef enum AccordOutcome
 	ACCORD_OUTCOME_CUT_OFF,
 	ACCORD_OUTCOME_INVALID,		/* poison: no request could be made of it */
 	ACCORD_OUTCOME_SKIPPED,		/* its function had nothing to send */
-	ACCORD_OUTCOME_EXPIRED,		/* too old to be sent */
 	ACCORD_OUTCOME_DISCARDED,	/* by a person, or its channel or route is
 								 * gone */
 	ACCORD_OUTCOME_LOST			/* sent before a crash, its answer unknown */

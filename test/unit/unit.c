@@ -181,7 +181,7 @@ test_words(void)
 	static const char *const words[] = {
 		"delivered", "retry", "retry_after", "rejected", "unauthorized",
 		"unreachable", "timeout", "stalled", "cut_off", "invalid", "skipped",
-		"expired", "discarded", "lost"
+		"discarded", "lost"
 	};
 	static const char *const sent_words[] = {"no", "unknown", "yes"};
 
@@ -234,7 +234,6 @@ static const struct
 	{"rejected", &state, ACCORD_OUTCOME_REJECTED, YES, 1, 0, 0, DEAD},
 	{"rejected command", &bare, ACCORD_OUTCOME_REJECTED, YES, 1, 0, 0, DEAD},
 	{"invalid", &bare, ACCORD_OUTCOME_INVALID, NO, 1, 0, 0, DEAD},
-	{"expired", &state, ACCORD_OUTCOME_EXPIRED, NO, 0, 0, 0, DEAD},
 	/* state: repeated until the attempts or the age are used up */
 	{"retry", &state, ACCORD_OUTCOME_RETRY, UNKNOWN, 1, 0, 0, RETRY},
 	{"retry after", &state, ACCORD_OUTCOME_RETRY_AFTER, YES, 1, 0, 0, RETRY},
