@@ -45,28 +45,28 @@ CREATE VIEW accord.status AS
     ), dead AS (
         SELECT b.channel, coalesce(b.account, '') AS account, pg_catalog.count(*) AS dead
         FROM accord.backlog b WHERE b.state = 'dead' GROUP BY 1, 2
-    ), recent AS (
-        SELECT DISTINCT ON (a.channel, a.account) a.channel, a.account, a.recorded_at, a.outcome, a.status
-        FROM accord.attempt_log a
-        WHERE a.recorded_at > pg_catalog.now() - interval '1 hour'
-        ORDER BY a.channel, a.account, a.recorded_at DESC
-    ), hour AS (
+    ), hour AS MATERIALIZED (
         SELECT a.channel, a.account,
                pg_catalog.count(*) FILTER (WHERE a.outcome = 'delivered') AS delivered,
                pg_catalog.count(*) FILTER (WHERE a.outcome <> 'delivered') AS failed,
-               pg_catalog.percentile_disc(0.5) WITHIN GROUP (ORDER BY a.duration_ms)
-                   FILTER (WHERE a.outcome = 'delivered') AS p50_ms,
-               pg_catalog.percentile_disc(0.99) WITHIN GROUP (ORDER BY a.duration_ms)
-                   FILTER (WHERE a.outcome = 'delivered') AS p99_ms,
-               pg_catalog.max(a.recorded_at) FILTER (WHERE a.outcome = 'delivered') AS last_delivered_at
+               pg_catalog.percentile_disc(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY a.duration_ms)
+                   FILTER (WHERE a.outcome = 'delivered') AS percentiles,
+               pg_catalog.max(a.recorded_at) FILTER (WHERE a.outcome = 'delivered') AS last_delivered_at,
+               pg_catalog.max(a.recorded_at) AS last_attempt_at,
+               pg_catalog.max(a.recorded_at) FILTER (WHERE a.error IS NOT NULL) AS last_error_at
         FROM accord.attempt_log a
         WHERE a.recorded_at > pg_catalog.now() - interval '1 hour'
         GROUP BY a.channel, a.account
-    ), failure AS (
-        SELECT DISTINCT ON (a.channel, a.account) a.channel, a.account, a.error, a.recorded_at
-        FROM accord.attempt_log a
-        WHERE a.recorded_at > pg_catalog.now() - interval '1 hour' AND a.error IS NOT NULL
-        ORDER BY a.channel, a.account, a.recorded_at DESC
+    ), last AS (
+        -- attempts that were settled together have the same time: any of them will do
+        SELECT a.channel, a.account,
+               pg_catalog.max(a.outcome) FILTER (WHERE a.recorded_at = h.last_attempt_at) AS outcome,
+               pg_catalog.max(a.error) FILTER (WHERE a.recorded_at = h.last_error_at) AS error
+        FROM hour h
+        JOIN accord.attempt_log a ON a.channel = h.channel AND a.account = h.account
+                                 AND a.recorded_at IN (h.last_attempt_at, h.last_error_at)
+        WHERE a.recorded_at > pg_catalog.now() - interval '1 hour'
+        GROUP BY a.channel, a.account
     ), endpoint AS (
         SELECT c.name AS channel, ''::text AS account FROM accord.channel c
         UNION SELECT a.channel, a.name FROM accord.account a
@@ -77,21 +77,20 @@ CREATE VIEW accord.status AS
            CASE WHEN c.name IS NULL THEN 'removed'
                 WHEN NOT c.enabled OR NOT coalesce(ac.enabled, true) THEN 'paused'
                 WHEN coalesce(o.owed, 0) = 0 THEN 'idle'
-                WHEN o.retrying + o.held > 0 AND r.outcome IS DISTINCT FROM 'delivered' THEN 'failing'
+                WHEN o.retrying + o.held > 0 AND l.outcome IS DISTINCT FROM 'delivered' THEN 'failing'
                 ELSE 'busy' END AS state,
            coalesce(o.owed, 0) AS owed, o.oldest_owed, coalesce(o.queued, 0) AS queued,
            coalesce(o.scheduled, 0) AS scheduled, coalesce(o.sending, 0) AS sending,
            coalesce(o.retrying, 0) AS retrying, coalesce(o.held, 0) AS held,
            coalesce(d.dead, 0) AS dead,
            coalesce(h.delivered, 0) AS delivered_last_hour, coalesce(h.failed, 0) AS failed_last_hour,
-           h.p50_ms, h.p99_ms, h.last_delivered_at,
-           r.recorded_at AS last_attempt_at, r.outcome AS last_outcome, f.error AS last_error, f.recorded_at AS last_error_at
+           h.percentiles[1] AS p50_ms, h.percentiles[2] AS p99_ms, h.last_delivered_at,
+           h.last_attempt_at, l.outcome AS last_outcome, l.error AS last_error, h.last_error_at
     FROM endpoint e
     LEFT JOIN accord.channel c ON c.name = e.channel
     LEFT JOIN accord.account ac ON ac.channel = e.channel AND ac.name = e.account
     LEFT JOIN owed o ON o.channel = e.channel AND o.account = e.account
     LEFT JOIN dead d ON d.channel = e.channel AND d.account = e.account
-    LEFT JOIN recent r ON r.channel = e.channel AND r.account = e.account
     LEFT JOIN hour h ON h.channel = e.channel AND h.account = e.account
-    LEFT JOIN failure f ON f.channel = e.channel AND f.account = e.account;
+    LEFT JOIN last l ON l.channel = e.channel AND l.account = e.account;
 COMMENT ON VIEW accord.status IS 'every endpoint (channel, or account of a channel): what it is owed, what failed, how fast it answers, and its last error';
