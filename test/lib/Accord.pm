@@ -21,8 +21,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(time usleep);
 
-our @EXPORT = qw(new_node start_stub channel route insert_row literal poll_until workers wait_for_delivery
-  timeout_default);
+our @EXPORT = qw(new_node start_stub channel route insert_row insert_sql literal events poll_until workers dispatcher
+  wait_for_delivery wait_for_rows timeout_default);
 
 # Seconds that a condition may take before the test gives up on it.
 sub timeout_default
@@ -66,13 +66,28 @@ sub literal
 sub insert_row
 {
     my ($node, $table, %column) = @_;
+    return $node->safe_psql('postgres', insert_sql($table, %column));
+}
+
+# The same as text, for several in one go.
+sub insert_sql
+{
+    my ($table, %column) = @_;
     my @names = sort keys %column;
-    return $node->safe_psql('postgres',
-            "INSERT INTO accord.$table ("
-          . join(', ', @names)
-          . ') VALUES ('
-          . join(', ', map { literal($column{$_}) } @names)
-          . ')');
+    return
+        "INSERT INTO accord.$table ("
+      . join(', ', @names)
+      . ') VALUES ('
+      . join(', ', map { literal($column{$_}) } @names) . ')';
+}
+
+# Inserts events (hashes of columns of accord.outbox), each in a transaction of its own; returns their event_ids.
+sub events
+{
+    my ($node, @events) = @_;
+    my @ids = split /\n/,
+      $node->safe_psql('postgres', join "\n", map { insert_sql('outbox', %$_) . ' RETURNING event_id;' } @events);
+    return wantarray ? @ids : $ids[-1];
 }
 
 # A channel whose base_url is the stub, and a route that takes everything when it is asked for with route => 1 (or
@@ -116,6 +131,27 @@ sub workers
     my $sql = 'SELECT pid FROM pg_stat_activity WHERE backend_type LIKE ' . literal("pg_accord%$type%");
     $sql .= ' AND datname = ' . literal($database) if defined $database;
     return split /\n/, $node->safe_psql('postgres', "$sql ORDER BY pid");
+}
+
+# The process id of the only dispatcher, once there is one.
+sub dispatcher
+{
+    my ($node, $database) = @_;
+    my @pids;
+    poll_until(sub { @pids = workers($node, 'dispatcher', $database || 'postgres') }, 'a dispatcher');
+    die "there are several dispatchers: @pids\n" if @pids > 1;
+    return $pids[0];
+}
+
+# Waits until the query returns these rows (columns separated by |); dies, and says what it returned, when it does not.
+sub wait_for_rows
+{
+    my ($node, $sql, @rows) = @_;
+    my $wanted = join "\n", @rows;
+    my $got = '';
+
+    return if eval { poll_until(sub { ($got = $node->safe_psql('postgres', $sql)) eq $wanted }, $sql) };
+    die "gave up waiting for:\n$wanted\nof: $sql\nlast seen:\n$got\n$@";
 }
 
 # Waits until nothing is owed to any channel any more.

@@ -43,6 +43,8 @@ A rule is {"match": {...}, "do": {...}}; the first that matches is used.
          endless_headers     headers without end
          stall_after_bytes n   so much of the body, then silence
          cut_after_bytes n     so much of the body, then a close
+         stream_bytes n        a body of so many bytes, made as it is sent
+         raw                   these bytes (a string of latin-1), then a close
          drip {bytes, every_ms}   the body in small pieces
          apply bool          for --idempotent: whether the request takes effect
                              (default: when the status is below 300)
@@ -73,11 +75,11 @@ from urllib.parse import parse_qs, urlsplit
 
 REASONS = {s.value: s.phrase for s in HTTPStatus}
 SLOW = ("delay_ms", "gate", "hang", "endless_headers", "stall_after_bytes",
-        "drip", "big_body_bytes")
+        "drip", "big_body_bytes", "stream_bytes")
 KNOWN_DO = set(SLOW) | {
     "status", "reason", "headers", "body", "body_base64", "nul",
     "invalid_utf8", "redirect", "chunked", "close_before_response", "reset",
-    "garbage", "cut_after_bytes", "apply"}
+    "garbage", "cut_after_bytes", "apply", "raw"}
 KNOWN_MATCH = {"path_regex", "method", "header", "body_regex", "times"}
 
 
@@ -518,6 +520,10 @@ class Connection(asyncio.Protocol):
             self.over(None)
             self.transport.write(b"\x16\x03\x01 this is not HTTP \0\xff\r\n" * 9)
             self.transport.close()
+        elif "raw" in do:
+            self.over(None)
+            self.transport.write(do["raw"].encode("latin-1"))
+            self.transport.close()
         elif "cut_after_bytes" in do:
             self.over(None)
             body = answer.body.ljust(do["cut_after_bytes"] + 1)
@@ -556,6 +562,8 @@ class Connection(asyncio.Protocol):
             whole = Answer(answer.status, answer.headers, body, answer.reason)
             self.transport.write(whole.head() + body[:do["stall_after_bytes"]])
             await asyncio.Event().wait()
+        elif "stream_bytes" in do:
+            await self.send_stream(do["stream_bytes"], answer)
         elif "drip" in do:
             await self.send_drop_by_drop(do["drip"], answer)
         else:
@@ -569,6 +577,18 @@ class Connection(asyncio.Protocol):
             self.transport.write(b"X-Endless-%d: %s\r\n" % (number, b"y" * 900))
             number += 1
             await asyncio.sleep(0)
+
+    async def send_stream(self, left, answer):
+        answer.headers.append(("Content-Length", str(left)))
+        self.transport.write(answer.head())
+        piece = b"z" * 65536
+        while left > 0 and not self.transport.is_closing():
+            await self.writable.wait()
+            self.transport.write(piece[:left])
+            left -= len(piece)
+            await asyncio.sleep(0)
+        if left <= 0:
+            self.over(answer.status)
 
     async def send_drop_by_drop(self, drip, answer):
         size = drip.get("bytes", 1)
