@@ -148,10 +148,16 @@ sub wait_for_rows
 {
     my ($node, $sql, @rows) = @_;
     my $wanted = join "\n", @rows;
-    my $got = '';
+    my $deadline = time + timeout_default();
+    my $pause = 10_000;
 
-    return if eval { poll_until(sub { ($got = $node->safe_psql('postgres', $sql)) eq $wanted }, $sql) };
-    die "gave up waiting for:\n$wanted\nof: $sql\nlast seen:\n$got\n$@";
+    while ((my $got = $node->safe_psql('postgres', $sql)) ne $wanted)
+    {
+        die "gave up waiting for:\n$wanted\nof: $sql\nlast seen:\n$got\n" if time > $deadline;
+        usleep($pause);
+        $pause *= 1.5 if $pause < 200_000;
+    }
+    return;
 }
 
 # Waits until nothing is owed to any channel any more.
