@@ -94,7 +94,8 @@ BEGIN
 END
 $$;
 
--- identity: the databases this data has been dispatched from. More than one, or another one: it is a copy, and silent.
+-- identity: the databases this data has been dispatched from; zero: rows of the log came from elsewhere, by a restore.
+-- More than one, or another one: it is a copy, and silent.
 CREATE TABLE accord.identity (
     system_identifier bigint NOT NULL,
     database oid NOT NULL,

@@ -138,7 +138,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION accord.adopt() IS 'lets a copy of a database dispatch: from now on it takes the place of the original, which must be silent';
-COMMENT ON TABLE accord.identity IS 'the cluster and database this data has been dispatched from; another one is a copy and stays silent until accord.adopt()';
+COMMENT ON TABLE accord.identity IS 'the cluster and database this data has been dispatched from (zero: restored); another one is a copy and stays silent until accord.adopt()';
 
 CREATE FUNCTION accord.launch() RETURNS void
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_launch';

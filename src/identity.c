@@ -1,22 +1,31 @@
 /*
  * identity.c: whether this database is the one its data was dispatched from.
  *
- * Runs in dispatchers. A clone, a restored dump or a file copy holds the same
- * events, positions and channels as its original; were it to dispatch them,
- * the real world would hear everything twice. So the cluster's system
- * identifier and the database's OID are kept beside the data; where a row is
- * found that is not ours, nothing is sent until accord.adopt() is called.
+ * Runs in dispatchers, and in backends that restore a dump. A clone, a
+ * restored dump or a file copy holds the same events, positions and channels
+ * as its original; were it to dispatch them, the real world would hear
+ * everything twice. So the cluster's system identifier and the database's OID
+ * are kept beside the data; where a row is found that is not ours, nothing is
+ * sent until accord.adopt() is called.
  *
- * On failure the transaction's error ends the dispatcher.
+ * Invariants: restored rows of the log become visible together with a row of
+ * identity that is nobody's, whatever the order in which a restore brings the
+ * tables.
+ *
+ * On failure the transaction's error ends the dispatcher, or the restore's
+ * statement.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/inval.h"
+#include "utils/timestamp.h"
 
+#include "accord.h"
 #include "db.h"
 #include "identity.h"
 
@@ -99,4 +108,30 @@ accord_identity_here(void)
 				 errhint("If it is to take the original's place, run SELECT "
 						 "accord.adopt().")));
 	return here;
+}
+
+void
+accord_identity_mark_copy(void)
+{
+	static TimestampTz marked_in = 0;	/* transaction, by its start */
+	static SubTransactionId marked_by = InvalidSubTransactionId;
+	Oid			user;
+	int			context;
+
+	if (marked_in == GetCurrentTransactionStartTimestamp() &&
+		marked_by == GetCurrentSubTransactionId())
+		return;
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(accord_db_owner(),
+						   context | SECURITY_LOCAL_USERID_CHANGE);
+	SPI_connect();
+	if (SPI_execute("INSERT INTO accord.identity (system_identifier, "
+					"database) SELECT 0, 0 WHERE NOT EXISTS (SELECT FROM "
+					"accord.identity WHERE system_identifier "
+					"OPERATOR(pg_catalog.=) 0)", false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not insert into accord.identity");
+	SPI_finish();
+	SetUserIdAndSecContext(user, context);
+	marked_in = GetCurrentTransactionStartTimestamp();
+	marked_by = GetCurrentSubTransactionId();
 }

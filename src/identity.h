@@ -16,4 +16,10 @@ extern bool accord_identity_here(void);
 /* Whether accord_identity_here() would look again. */
 extern bool accord_identity_stale(void);
 
+/*
+ * Rows of the log are coming in from elsewhere, in this transaction: as soon
+ * as they are visible, this is a copy. Cheap when said again.
+ */
+extern void accord_identity_mark_copy(void);
+
 #endif							/* ACCORD_IDENTITY_H */

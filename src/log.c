@@ -46,6 +46,7 @@
 #include "db.h"
 #include "guc.h"
 #include "idempotency.h"
+#include "identity.h"
 #include "log.h"
 #include "shmem.h"
 
@@ -362,7 +363,8 @@ at_subtransaction_event(SubXactEvent event, SubTransactionId id,
 
 /*
  * Trigger: rows of a log are for good. INSERT is for a restore, which brings
- * whole rows; whoever has no tx_id to give means accord.outbox.
+ * whole rows, and makes this database a copy; whoever has no slot to give
+ * means accord.outbox.
  */
 Datum
 accord_log_guard(PG_FUNCTION_ARGS)
@@ -386,6 +388,10 @@ accord_log_guard(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("cannot insert into log \"%s\" directly", name),
 					 errhint("INSERT INTO accord.outbox instead.")));
+		/* rows of the backlog are also copied within the ring */
+		if (strncmp(name, "event_log", 9) == 0 ||
+			strncmp(name, "commit_log", 10) == 0)
+			accord_identity_mark_copy();
 		return PointerGetDatum(trigger->tg_trigtuple);
 	}
 	if (!truncating)
