@@ -241,7 +241,7 @@ take_ready(AccordDelivery **taken, int max)
 												   dlist_pop_head_node(&desk->ready));
 
 		endpoint->rotating = false;
-		if (endpoint->paused || endpoint->in_flight >= endpoint->max_in_flight)
+		if (!accord_endpoint_open(endpoint))
 			continue;
 		taken[n] = accord_delivery_take(desk, endpoint);
 		if (taken[n] != NULL)

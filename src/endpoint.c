@@ -238,12 +238,20 @@ accord_delivery_create(AccordDesk *desk, AccordEndpoint *endpoint,
 	return delivery;
 }
 
+bool
+accord_endpoint_open(const AccordEndpoint *endpoint)
+{
+	return !endpoint->paused &&
+		endpoint->in_flight < endpoint->max_in_flight &&
+		endpoint->in_flight + endpoint->unsettled <
+		2 * endpoint->max_in_flight;
+}
+
 void
 accord_endpoint_rotate(AccordDesk *desk, AccordEndpoint *endpoint)
 {
-	if (!endpoint->rotating && !endpoint->paused &&
-		!dlist_is_empty(&endpoint->ready) &&
-		endpoint->in_flight < endpoint->max_in_flight)
+	if (!endpoint->rotating && !dlist_is_empty(&endpoint->ready) &&
+		accord_endpoint_open(endpoint))
 	{
 		dlist_push_tail(&desk->ready, &endpoint->ready_node);
 		endpoint->rotating = true;
@@ -502,12 +510,34 @@ accord_delivery_take(AccordDesk *desk, AccordEndpoint *endpoint)
 }
 
 void
-accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery)
+accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,
+					   bool answered)
 {
+	AccordEndpoint *endpoint = delivery->endpoint;
+
 	Assert(delivery->phase == ACCORD_PHASE_TAKEN);
-	Assert(delivery->endpoint->in_flight > 0);
-	delivery->endpoint->in_flight--;
-	accord_endpoint_rotate(desk, delivery->endpoint);
+	Assert(endpoint->in_flight > 0);
+	Assert(!delivery->answered);
+	endpoint->in_flight--;
+	if (answered)
+	{
+		delivery->answered = true;
+		endpoint->unsettled++;
+	}
+	accord_endpoint_rotate(desk, endpoint);
+}
+
+void
+accord_delivery_settled(AccordDesk *desk, AccordDelivery *delivery)
+{
+	AccordEndpoint *endpoint = delivery->endpoint;
+
+	if (!delivery->answered)
+		return;
+	Assert(endpoint->unsettled > 0);
+	delivery->answered = false;
+	endpoint->unsettled--;
+	accord_endpoint_rotate(desk, endpoint);
 }
 
 void

@@ -71,6 +71,7 @@ typedef struct AccordDelivery
 	bool		ambiguous_retry;	/* its route says so */
 	bool		settling;		/* in the settling batch */
 	bool		sent;			/* handed to http.c, no response yet */
+	bool		answered;		/* counted in endpoint->unsettled */
 	bool		lost;			/* was in flight when a dispatcher ended */
 	bool		discard;		/* a person asked to give it up */
 } AccordDelivery;
@@ -98,6 +99,8 @@ typedef struct AccordEndpoint
 	bool		cursored;		/* a row of cursor_log is in force */
 	int			in_flight;
 	int			max_in_flight;
+	int			unsettled;		/* answered, not committed yet: a crash would
+								 * have them sent again */
 	int			n_owed;
 	int			n_exceptions;
 	AccordPoint cursor;			/* lagging: read up to here */
@@ -210,8 +213,13 @@ extern void accord_delivery_queue(AccordDesk *desk, AccordDelivery *delivery);
 extern AccordDelivery *accord_delivery_take(AccordDesk *desk,
 											AccordEndpoint *endpoint);
 
-/* A TAKEN delivery's request slot is free again. */
-extern void accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery);
+/* A TAKEN delivery's request slot is free again; answered: by its channel. */
+extern void accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,
+								   bool answered);
+
+/* What was concluded about it is durable. */
+extern void accord_delivery_settled(AccordDesk *desk,
+									AccordDelivery *delivery);
 
 /* Settled for good, or only its row remains: forgets it, lets the next of its
  * key pass. */
@@ -219,6 +227,13 @@ extern void accord_delivery_free(AccordDesk *desk, AccordDelivery *delivery);
 
 /* The next PARKED delivery by due_at, or NULL. */
 extern AccordDelivery *accord_desk_next_due(AccordDesk *desk);
+
+/*
+ * Whether it may send one more. Besides those in flight, what was answered and
+ * is not committed yet counts: a crash repeats no more than twice
+ * max_in_flight requests of an endpoint.
+ */
+extern bool accord_endpoint_open(const AccordEndpoint *endpoint);
 
 /* Puts an endpoint into the round of those with something to send. */
 extern void accord_endpoint_rotate(AccordDesk *desk, AccordEndpoint *endpoint);

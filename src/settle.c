@@ -71,6 +71,7 @@ static struct
 	int			n_attempts;
 	int			n_cursors;
 	int			max_cursors;
+	bool		urgent;			/* an endpoint waits for the commit */
 	TimestampTz since;			/* first one's arrival */
 	TimestampTz last_commit;
 	TimestampTz last_duration;	/* microseconds the last commit took */
@@ -216,11 +217,11 @@ log_trouble(AccordDelivery *delivery, AccordVerdict verdict,
 /* Turns a verdict into the delivery's next row and sequel. */
 static void
 conclude(AccordDelivery *delivery, AccordOutcome outcome,
-		 AccordVerdict verdict, int64 retry_after_ms, const char *error,
-		 TimestampTz now)
+		 AccordVerdict verdict, bool answered, int64 retry_after_ms,
+		 const char *error, TimestampTz now)
 {
 	Settlement *settlement;
-	const AccordRetryPolicy *policy = &delivery->endpoint->policy;
+	AccordEndpoint *endpoint = delivery->endpoint;
 
 	if (delivery->discard && verdict != ACCORD_VERDICT_DONE)
 	{
@@ -230,7 +231,9 @@ conclude(AccordDelivery *delivery, AccordOutcome outcome,
 	if (verdict == ACCORD_VERDICT_HOLD || verdict == ACCORD_VERDICT_DEAD)
 		log_trouble(delivery, verdict, error, now);
 	/* its request slot is free now: only its key waits for the commit */
-	accord_delivery_landed(batch.desk, delivery);
+	accord_delivery_landed(batch.desk, delivery, answered);
+	batch.urgent |= endpoint->unsettled >= endpoint->max_in_flight &&
+		!dlist_is_empty(&endpoint->ready);
 	settlement = add_settlement(delivery, SEQUEL_FREE);
 	switch (verdict)
 	{
@@ -246,7 +249,7 @@ conclude(AccordDelivery *delivery, AccordOutcome outcome,
 		case ACCORD_VERDICT_RETRY:
 			settlement->sequel = SEQUEL_PARK;
 			settlement->due_at = now + 1000 *
-				accord_retry_delay(policy, Max(delivery->attempts, 1),
+				accord_retry_delay(&endpoint->policy, Max(delivery->attempts, 1),
 								   retry_after_ms,
 								   pg_prng_double(&batch.dice));
 			add_row(settlement, ACCORD_STATE_RETRYING, error, NULL);
@@ -298,8 +301,8 @@ accord_settle_response(AccordDelivery *delivery,
 		delivery->attempts--;	/* asked too early: that was none */
 	verdict = judge(delivery, outcome, accord_retry_sent(&response->result),
 					now);
-	conclude(delivery, outcome, verdict, response->result.retry_after_ms,
-			 error, now);
+	conclude(delivery, outcome, verdict, true,
+			 response->result.retry_after_ms, error, now);
 }
 
 void
@@ -314,7 +317,7 @@ accord_settle_without(AccordDelivery *delivery, AccordOutcome outcome,
 		delivery->attempted_at = now;
 	verdict = judge(delivery, outcome, sent, now);
 	add_attempt(delivery, outcome, NULL, error);
-	conclude(delivery, outcome, verdict, -1, error, now);
+	conclude(delivery, outcome, verdict, false, -1, error, now);
 }
 
 void
@@ -340,7 +343,7 @@ accord_settle_schedule(AccordDelivery *delivery, TimestampTz due_at)
 	Settlement *settlement = add_settlement(delivery, SEQUEL_PARK);
 
 	settlement->due_at = due_at;
-	accord_delivery_landed(batch.desk, delivery);
+	accord_delivery_landed(batch.desk, delivery, false);
 	add_row(settlement, ACCORD_STATE_SCHEDULED, NULL, NULL);
 }
 
@@ -400,7 +403,7 @@ accord_settle_timeout(TimestampTz now, bool idle)
 			return -1;
 		return now >= look ? 0 : (look - now + 999) / 1000;
 	}
-	if (idle || batch.n_settlements >= BATCH_LIMIT / 2)
+	if (idle || batch.urgent || batch.n_settlements >= BATCH_LIMIT / 2)
 		return 0;
 
 	/* a slow disk wants larger batches: commits take a fifth of the time */
@@ -539,6 +542,7 @@ follow(Settlement *settlement, AccordSettleSend send)
 		delivery->event = NULL;
 	}
 	delivery->settling = false;
+	accord_delivery_settled(desk, delivery);
 	switch (settlement->sequel)
 	{
 		case SEQUEL_FREE:
@@ -580,6 +584,7 @@ accord_settle_commit(TimestampTz now, AccordSettleSend send)
 	batch.n_settlements = 0;
 	batch.n_rows = 0;
 	batch.n_attempts = 0;
+	batch.urgent = false;
 	if (n > 0)
 	{
 		Settlement *done = palloc(n * sizeof(Settlement));
