@@ -2,8 +2,8 @@
 # dispatcher, or a backend in the middle of its transaction is killed with SIGKILL. Afterwards
 #   - every committed event has arrived at its channels, and no other has,
 #   - each key's events arrived in commit order: no repetition of one that was followed by a later one already,
-#   - what arrived more than once was in flight at a crash: at most max_in_flight per endpoint and crash, because an
-#     answered request keeps its place in flight until its outcome is committed.
+#   - what arrived more than once was in flight at a crash, or answered and not committed yet: at most twice
+#     max_in_flight per endpoint and crash, because of so many at most the outcome is not durable.
 # Half of the transactions commit asynchronously, so that crashes undo some of what was already reported committed.
 use strict;
 use warnings FATAL => 'all';
