@@ -125,7 +125,7 @@ is(sent_lines({ topic => 'news' }), 'POST /a POST /b POST /c', 'without address:
 is(sent_lines({ topic => 'news', channels => '{b}' }), 'POST /b', 'an explicit address');
 is(sent_lines({ topic => 'news', channels => '{c,a}' }), 'POST /a POST /c', 'two of them');
 is(sent_lines({ topic => 'news', source => 'b' }), 'POST /a POST /c', 'an event does not go back to its source');
-is(sent_lines({ topic => 'news', source => 'b', channels => '{b,c}' }), 'POST /c', '... even when it is addressed there');
+is(sent_lines({ topic => 'news', source => 'b', channels => '{b,c}' }), 'POST /c', '... even if it is addressed there');
 is(sent_lines({ topic => 'news', source => 'elsewhere' }), 'POST /a POST /b POST /c', 'a source that is no channel');
 is(sent_lines({ topic => 'gossip', channels => '{a}' }), '', 'addressed to a channel without a route for it: not sent');
 is(sql(q{SELECT topic, channel, error FROM accord.dead_letter}),
@@ -141,7 +141,8 @@ named_channel('map', {
     headers => '{"X-Key": "{key}", "X-Mixed": "{topic}:{headers.Trace}:{payload.n}", "X-Over": "route"}' },
     headers => '{"X-Channel": "c {channel}", "X-Over": "channel", "X-Source": "{source}"}');
 insert_row($node, 'account', channel => 'map', name => 'r', vars => '{"region": "s/w"}');
-my ($id) = events($node, { topic => 'map', key => "room 1/\xc3\xa4?#%", account => 'r', op => 'update', source => 'door',
+my ($id) = events($node, {
+    topic => 'map', key => "room 1/\xc3\xa4?#%", account => 'r', op => 'update', source => 'door',
     payload => '{"a": {"b": "x y&z"}, "list": [1, "two"], "q": "ü=1", "n": 12.50}', before => '{"x": "old"}',
     headers => '{"Trace": "abc", "X-Event": "{key}", "User-Agent": "mine"}' });
 wait_for_delivery($node);
@@ -200,7 +201,14 @@ insert_row($node, 'account', channel => 'inherit', name => 'none', auth => '{"ty
 # Channel => what came as credentials.
 sub credentials
 {
-    return { map { substr($_->{path}, 1) => join ' ', map { defined ? $_ : () } @{ $_->{headers} }{qw(authorization x-api-key)} } @_ };
+    my %came;
+
+    for my $request (@_)
+    {
+        my @values = grep { defined } @{ $request->{headers} }{qw(authorization x-api-key)};
+        $came{ substr $request->{path}, 1 } = join ' ', @values;
+    }
+    return \%came;
 }
 my %plain = (open => '', bearer => 'Bearer Geheim-1', header => 'Geheim-1',
     basic => 'Basic ' . encode_base64("me:Geheim:3 \xc3\xbc", ''));
@@ -273,7 +281,8 @@ is(made(method => 'DELETE', body => 'why'),
 is(made(body => 'text', path => '/there?a=1', headers => { 'X-From' => 'function', 'Content-Type' => 'text/x' }),
     "PUT /f/there?a=1 function\ncontent-length: 4\ncontent-type: text/x\ntext", 'path, headers, body');
 is(made(body => ''), "PUT /f/k route\ncontent-length: 0\n", 'an empty body');
-is(made(), qq(PUT /f/k route\ncontent-length: 2\ncontent-type: application/json\n{}), 'nothing but nulls: the route\'s own');
+is(made(), "PUT /f/k route\ncontent-length: 2\ncontent-type: application/json\n{}",
+    'nothing but nulls: the route\'s own');
 is(made(nothing => 1), undef, 'a null result: nothing is sent');
 is(sql(q{SELECT outcome, sent, attempt FROM accord.attempt_log WHERE channel = 'f' ORDER BY seq DESC LIMIT 1}),
     'skipped||0', '... which is recorded');

@@ -195,7 +195,7 @@ wait_for_rows($node, q{SELECT count(DISTINCT channel) FROM accord.attempt_log WH
 
 # ---- what was concluded
 
-my %seen = map { my ($name, $rest) = split /\|/, $_, 2; ($name, $rest) } split /\n/, $node->safe_psql('postgres', <<'SQL');
+my %seen = map { split /\|/, $_, 2 } split /\n/, $node->safe_psql('postgres', <<'SQL');
 SELECT a.channel, a.outcome, a.sent, a.status, coalesce(b.state, 'done')
 FROM (SELECT DISTINCT ON (channel) * FROM accord.attempt_log ORDER BY channel, recorded_at) a
 LEFT JOIN (SELECT DISTINCT ON (channel) * FROM accord.backlog_log
@@ -205,7 +205,8 @@ is($seen{$_}, $case{$_}{expect}, $_) for sort keys %case;
 
 for my $name (grep { $case{$_}{due} || $case{$_}{due_date} } sort keys %case)
 {
-    my $not_before = $case{$name}{due} ? "recorded_at + interval '$case{$name}{due} s'" : "timestamptz '$case{$name}{due_date}'";
+    my ($due, $due_date) = @{ $case{$name} }{qw(due due_date)};
+    my $not_before = $due ? "recorded_at + interval '$due s'" : "timestamptz '$due_date'";
     my $bound = "$not_before + interval '2 min'";
     is($node->safe_psql('postgres', "SELECT bool_and(due_at >= $not_before - interval '2 s' AND due_at < $bound)
           FROM accord.backlog_log WHERE channel = '$name' AND state = 'retrying'"),
@@ -256,7 +257,7 @@ is(dispatcher($node), $dispatcher, 'the dispatcher is the same process');
 cmp_ok(peak_memory($dispatcher) - $memory, '<', 64 * 1024, 'its memory did not grow with the answers');
 my $rows = $node->safe_psql('postgres', 'SELECT a FROM accord.attempt_log a');
 my @log = split /\n/, PostgreSQL::Test::Utils::slurp_file($node->logfile);
-is(join("\n", grep { / (ERROR|FATAL|PANIC): |TRAP|terminated by signal/ } @log), '', 'the server complained of nothing');
+is(join("\n", grep { / (ERROR|FATAL|PANIC): |TRAP|terminated by signal/ } @log), '', 'the server did not complain');
 is(join("\n", grep { /very-secret/ } @log, $rows), '', 'the credential is in no row and no log');
 
 # ---- a certificate that is trusted
