@@ -81,6 +81,7 @@ BEGIN
     FOREACH t IN ARRAY ARRAY['channel', 'account', 'route', 'secret'] LOOP
         EXECUTE pg_catalog.format('CREATE TRIGGER config_check BEFORE INSERT OR UPDATE ON accord.%I FOR EACH ROW EXECUTE FUNCTION accord.config_check()', t);
         EXECUTE pg_catalog.format('CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON accord.%I FOR EACH STATEMENT EXECUTE FUNCTION accord.config_changed()', t);
+        EXECUTE pg_catalog.format('ALTER TABLE accord.%I ENABLE ALWAYS TRIGGER config_check', t);
         EXECUTE pg_catalog.format('ALTER TABLE accord.%I ENABLE ALWAYS TRIGGER config_changed', t);
     END LOOP;
 END

@@ -101,6 +101,8 @@ CREATE TABLE accord.identity (
     database oid NOT NULL,
     recorded_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
+-- No unique key: sessions that restore in parallel would wait for each other.
+ALTER TABLE accord.identity REPLICA IDENTITY FULL;
 CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON accord.identity
     FOR EACH STATEMENT EXECUTE FUNCTION accord.config_changed();
 ALTER TABLE accord.identity ENABLE ALWAYS TRIGGER config_changed;

@@ -25,7 +25,7 @@ CREATE FUNCTION accord.control_append(topic text, payload jsonb) RETURNS void
 COMMENT ON FUNCTION accord.control_append(text, jsonb) IS 'internal: appends a decision about deliveries to the log';
 
 CREATE FUNCTION accord.decide(topic text, selection jsonb[], reason text) RETURNS bigint
-    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     total bigint := coalesce(array_length(selection, 1), 0);
     chunk jsonb;
@@ -42,7 +42,7 @@ COMMENT ON FUNCTION accord.decide(text, jsonb[], text) IS 'internal: writes a se
 
 CREATE FUNCTION accord.select_deliveries(channel text, account text, topic text, key text, state text, error text,
                                          since timestamptz, until timestamptz) RETURNS jsonb[]
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(jsonb_build_array(b.seq, b.ord, b.event_slot, b.tx_id, b.channel, coalesce(b.account, ''))
                      ORDER BY b.seq, b.ord)
     FROM accord.backlog b
@@ -75,7 +75,7 @@ CREATE FUNCTION accord.redeliver(channel text, account text DEFAULT NULL, topic 
                                  key text DEFAULT NULL, state text DEFAULT 'dead', error text DEFAULT NULL,
                                  since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL,
                                  reason text DEFAULT NULL) RETURNS bigint
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM accord.check_state(state);
     RETURN accord.decide('accord.redeliver', accord.select_deliveries(channel, account, topic, key, state, error,
@@ -88,7 +88,7 @@ CREATE FUNCTION accord.discard(channel text, account text DEFAULT NULL, topic te
                                key text DEFAULT NULL, state text DEFAULT 'dead', error text DEFAULT NULL,
                                since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL,
                                reason text DEFAULT NULL) RETURNS bigint
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM accord.check_state(state);
     RETURN accord.decide('accord.discard', accord.select_deliveries(channel, account, topic, key, state, error,
@@ -99,7 +99,7 @@ COMMENT ON FUNCTION accord.discard(text, text, text, text, text, text, timestamp
 
 -- One event, whatever became of it: its deliveries that were ever tried or are in the backlog.
 CREATE FUNCTION accord.select_event(event_id uuid, channel text, account text) RETURNS jsonb[]
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(DISTINCT jsonb_build_array(c.seq, e.ord, e.slot, e.tx_id, d.channel, d.account))
     FROM accord.event_log e
     JOIN accord.commit_log c ON c.slot = e.slot AND c.tx_id = e.tx_id
@@ -116,14 +116,14 @@ COMMENT ON FUNCTION accord.select_event(uuid, text, text) IS 'internal: the deli
 
 CREATE FUNCTION accord.redeliver(event_id uuid, channel text DEFAULT NULL, account text DEFAULT NULL,
                                  reason text DEFAULT NULL) RETURNS bigint
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT accord.decide('accord.redeliver', accord.select_event(event_id, channel, account), reason)
 $$;
 COMMENT ON FUNCTION accord.redeliver(uuid, text, text, text) IS 'owes one event again, at commit, to the channels it was delivered or owed to, whatever became of it; the idempotency key stays the same. Over a selection: SELECT accord.redeliver(event_id, channel, account) FROM accord.dead_letter WHERE ...';
 
 CREATE FUNCTION accord.discard(event_id uuid, channel text DEFAULT NULL, account text DEFAULT NULL,
                                reason text DEFAULT NULL) RETURNS bigint
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT accord.decide('accord.discard', accord.select_event(event_id, channel, account), reason)
 $$;
 COMMENT ON FUNCTION accord.discard(uuid, text, text, text) IS 'gives up one event''s deliveries that are in the backlog, at commit. Over a selection: SELECT accord.discard(event_id, channel, account) FROM accord.dead_letter WHERE ...';

@@ -184,11 +184,14 @@ COMMENT ON FUNCTION accord.prune_idempotency_keys() IS 'internal: forgets up to 
 CREATE FUNCTION accord.turn_rings(force boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- One at a time; whoever comes second has nothing to do.
-    IF pg_try_advisory_xact_lock(6382435, 2) THEN
-        PERFORM accord.turn_log_ring(force), accord.turn_attempt_ring(force), accord.turn_backlog_ring(force),
-                accord.prune_idempotency_keys();
-    END IF;
+    -- One at a time; whoever comes second has nothing to do. Not an advisory lock: anybody can take those, and keep them.
+    BEGIN
+        LOCK TABLE accord.identity IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN;
+    END;
+    PERFORM accord.turn_log_ring(force), accord.turn_attempt_ring(force), accord.turn_backlog_ring(force),
+            accord.prune_idempotency_keys();
 END
 $$;
 COMMENT ON FUNCTION accord.turn_rings(boolean) IS 'housekeeping, done by the dispatcher once a minute while it is awake: moves the rings of the logs on and empties slots past their retention; with force, moves on at once where the next slot is empty';

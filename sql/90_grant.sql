@@ -5,6 +5,8 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA accord FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA accord FROM PUBLIC;
 REVOKE ALL ON SCHEMA accord FROM PUBLIC;
 GRANT USAGE ON SCHEMA accord TO PUBLIC;
+-- A default runs as whoever inserts.
+GRANT EXECUTE ON FUNCTION accord.outbox_event_id() TO PUBLIC;
 
 -- Helpers instead of roles of our own: the application's roles get what a writer, auditor or admin needs.
 CREATE FUNCTION accord.grant_writer(role regrole) RETURNS void
@@ -42,11 +44,7 @@ BEGIN
                    'accord.redeliver(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.redeliver(uuid, text, text, text), '
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
-                   'accord.discard(uuid, text, text, text), '
-                   'accord.decide(text, jsonb[], text), '
-                   'accord.check_state(text), '
-                   'accord.select_deliveries(text, text, text, text, text, text, timestamptz, timestamptz), '
-                   'accord.select_event(uuid, text, text), accord.adopt(), accord.launch() TO %s', role);
+                   'accord.discard(uuid, text, text, text), accord.adopt(), accord.launch() TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard() and adopt(), besides what writers and auditors may';

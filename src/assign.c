@@ -29,7 +29,12 @@ configure_endpoint(AccordDesk *desk, AccordEndpoint *endpoint)
 	NULL : accord_config_account(config, channel, endpoint->account);
 
 	if (channel == NULL)
+	{
+		/* what it is owed is settled as discarded, or read past */
+		endpoint->paused = false;
+		accord_endpoint_rotate(desk, endpoint);
 		return;
+	}
 	endpoint->paused = !channel->enabled ||
 		(account != NULL && !account->enabled);
 	endpoint->ordered = channel->ordered;
@@ -55,7 +60,9 @@ accord_assign_refresh(AccordDesk *desk)
 	HASH_SEQ_STATUS scan;
 	AccordEndpoint *endpoint;
 
+	accord_config_pin(false);
 	config = accord_config_get();
+	accord_config_pin(true);
 	if (config->generation == config_generation)
 		return;
 	config_generation = config->generation;

@@ -20,7 +20,6 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "storage/lmgr.h"
-#include "storage/lock.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -30,8 +29,6 @@
 #include "accord.h"
 #include "backlog.h"
 #include "db.h"
-
-#define LOCK_CLASS 0x616363		/* advisory lock's first key ("acc") */
 
 static const char *const state_words[] = {
 	[ACCORD_STATE_SCHEDULED] = "scheduled",
@@ -504,11 +501,10 @@ void
 accord_backlog_share_positions(int count)
 {
 	Oid			counter = accord_db_relid("dispatcher_count");
-	LOCKTAG		tag;
 	int			before;
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, LOCK_CLASS, 1, 2);
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	/* not an advisory lock: anybody can take those, and keep them */
+	LockRelationOid(counter, ShareRowExclusiveLock);
 	before = (int) accord_db_sequence_last(counter);
 	if (before != count)
 	{

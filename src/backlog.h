@@ -115,7 +115,7 @@ extern void accord_backlog_set_position(int dispatcher, int64 seq);
 
 /*
  * Makes the positions those of "count" dispatchers: when they were another
- * number's, all start at the lowest. Serialised by an advisory lock.
+ * number's, all start at the lowest. Serialised by a lock on dispatcher_count.
  */
 extern void accord_backlog_share_positions(int count);
 

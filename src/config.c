@@ -59,6 +59,7 @@ typedef struct AccountEntry
 
 static AccordConfig *current = NULL;
 static bool stale = true;
+static bool pinned = false;
 static bool registered = false;
 static bool with_secrets = false;
 static int64 generations = 0;
@@ -338,10 +339,28 @@ accord_config_body_function(const char *name)
 	Oid			function = LookupFuncName(names, 1, &argument, true);
 
 	if (OidIsValid(function) &&
-		get_func_rettype(function) !=
-		get_rel_type_id(accord_db_relid("http_request")))
+		(get_func_prokind(function) != PROKIND_FUNCTION ||
+		 get_func_retset(function) ||
+		 get_func_rettype(function) !=
+		 get_rel_type_id(accord_db_relid("http_request"))))
 		return InvalidOid;
 	return function;
+}
+
+bool
+accord_config_may_run(Oid function, Oid role)
+{
+	HeapTuple	tuple;
+	Oid			owner;
+
+	if (!superuser_arg(role))
+		return true;
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	ReleaseSysCache(tuple);
+	return superuser_arg(owner);
 }
 
 static void
@@ -423,6 +442,12 @@ load_config(AccordConfig *config)
 	MemoryContextSwitchTo(caller);
 }
 
+void
+accord_config_pin(bool pin)
+{
+	pinned = pin;
+}
+
 AccordConfig *
 accord_config_get(void)
 {
@@ -437,7 +462,7 @@ accord_config_get(void)
 		CacheRegisterSyscacheCallback(AUTHOID, forget_role_or_function, 0);
 		registered = true;
 	}
-	if (!stale && current != NULL)
+	if ((!stale || pinned) && current != NULL)
 		return current;
 
 	/* what is invalidated while we read makes it stale again */

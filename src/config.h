@@ -105,6 +105,13 @@ extern int	accord_config_op(const char *word);
  */
 extern AccordConfig *accord_config_get(void);
 
+/*
+ * While it is pinned accord_config_get() gives what it gave before, also when
+ * that is stale: a dispatcher's pointers into it outlive the functions of
+ * users that it calls.
+ */
+extern void accord_config_pin(bool pin);
+
 /* From now on the values of secrets are read, too: for dispatchers. */
 extern void accord_config_with_secrets(void);
 
@@ -150,5 +157,11 @@ extern const AccordAuthKind *accord_config_auth_kind(const char *word);
 
 /* The body function of that name: InvalidOid when there is none fit for it. */
 extern Oid	accord_config_body_function(const char *name);
+
+/*
+ * Whether a body function may run as that role. Not one of a mere user's as a
+ * superuser: who owns a function can replace it.
+ */
+extern bool accord_config_may_run(Oid function, Oid role);
 
 #endif							/* ACCORD_CONFIG_H */

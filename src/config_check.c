@@ -47,13 +47,6 @@ typedef struct RowCheck
 	const char *table;
 } RowCheck;
 
-/* Headers that are made by us, or would change the meaning of the rest. */
-static const char *const reserved_headers[] = {
-	"authorization", "connection", "content-length", "cookie", "expect",
-	"host", "keep-alive", "proxy-authorization", "proxy-connection", "te",
-	"trailer", "transfer-encoding", "upgrade"
-};
-
 /* What a template may name; those with true may be followed by a path. */
 static const struct
 {
@@ -225,6 +218,19 @@ check_template(const char *relation, const char *column, const char *template)
 					 errhint(VARIABLES_HINT)));
 }
 
+/* Headers that are made by us, or would change the meaning of the rest. */
+static void
+refuse_reserved(const char *relation, const char *column, const char *name,
+				bool credential)
+{
+	if (accord_http_header_reserved(name, strlen(name), credential))
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("header \"%s\" in %s of %s is reserved", name, column,
+						relation),
+				 errhint("Use another header; credentials go into auth.")));
+}
+
 static void
 check_header(const char *relation, const char *column, const char *name,
 			 const char *value, bool templates)
@@ -235,13 +241,7 @@ check_header(const char *relation, const char *column, const char *name,
 				 errmsg("\"%s\" in %s of %s is not the name of a header",
 						name, column, relation),
 				 errhint("Use letters, digits and dashes.")));
-	for (int i = 0; i < lengthof(reserved_headers); i++)
-		if (pg_strcasecmp(name, reserved_headers[i]) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_RESERVED_NAME),
-					 errmsg("header \"%s\" in %s of %s is reserved", name,
-							column, relation),
-					 errhint("Leave it out; credentials go into auth.")));
+	refuse_reserved(relation, column, name, false);
 	if (value == NULL || has_control(value))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -386,6 +386,9 @@ check_auth(RowCheck *check)
 													value.val.string.len));
 	if (kind->name_member != NULL)
 		check_auth_string(check, auth, kind, kind->name_member);
+	if (kind->type == ACCORD_HTTP_AUTH_HEADER)
+		refuse_reserved(check->table, "auth",
+						accord_json_member(auth, kind->name_member), true);
 	if (kind->secret)
 	{
 		check_auth_string(check, auth, kind, "secret");
@@ -420,6 +423,8 @@ check_channel(RowCheck *check)
 						"header", header, check->table),
 				 errhint("Use a name such as Idempotency-Key; null when the "
 						 "channel honours none.")));
+	if (header != NULL)
+		refuse_reserved(check->table, "idempotency_header", header, false);
 }
 
 static void
@@ -559,6 +564,14 @@ check_body_function(RowCheck *check, Oid owner)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for function %s", name),
 				 errhint("GRANT EXECUTE on it to the route's owner.")));
+	if (OidIsValid(owner) && !accord_config_may_run(function, owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("body_function %s would run as superuser \"%s\", but "
+						"its owner is none", name,
+						GetUserNameFromId(owner, false)),
+				 errhint("Give the application's role as the route's owner, "
+						 "or make the function a superuser's.")));
 	name = quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
 									  get_func_name(function));
 	set_column(check, "body_function", CStringGetTextDatum(name));

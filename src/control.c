@@ -7,7 +7,9 @@
  *
  * Invariants: a decision's number (decided_by) is on the row it made, so that
  * reading it again changes nothing. A delivery that is under way cannot be
- * called back: it is only given up if it fails.
+ * called back: it is only given up if it fails. One that is being settled is
+ * decided about when it is settled. A decision about a delivery that there is
+ * not, or that cannot be read, is passed over.
  *
  * On failure the transaction's error ends the dispatcher; the decision is read
  * again.
@@ -20,6 +22,9 @@
 #include "recovery.h"
 #include "routing.h"
 #include "settle.h"
+
+#define MAX_CHANNEL 63			/* bytes, by the CHECKs of the tables */
+#define MAX_ACCOUNT 1020
 
 /* A delivery that is in no queue any more, made anew to be decided about. */
 static AccordDelivery *
@@ -37,28 +42,34 @@ recall_delivery(AccordDesk *desk, AccordEndpoint *endpoint,
 	delivery->owed_since = row->owed_since;
 	delivery->attempted_at = row->attempted_at;
 	delivery->attempts = row->attempts;
-	delivery->last_version = row->version;
+	accord_delivery_recall(desk, delivery, row->version);
 	return delivery;
 }
 
-/* The key of an event, when no backlog row tells it. */
-static char *
-read_key(int slot, int64 tx_id, int ord)
+/* Whether the event is in the log, at that place; tells its key. */
+static bool
+find_event(AccordBacklogRow *row)
 {
 	AccordPoint nowhere = {0, ACCORD_ORD_ALL};
 	AccordLogReader *reader = accord_log_open(nowhere, 0);
-	TupleTableSlot *event = accord_log_event(reader, slot, tx_id, ord);
-	char	   *key = event ? accord_routing_text(event, ACCORD_EVENT_KEY) : NULL;
+	AccordCommit commit;
+	TupleTableSlot *event = NULL;
 
+	if (accord_log_commit(reader, row->seq, &commit) &&
+		commit.tx_id == row->tx_id && commit.slot == row->event_slot)
+		event = accord_log_event(reader, row->event_slot, row->tx_id,
+								 row->ord);
+	if (event != NULL)
+		row->key = accord_routing_text(event, ACCORD_EVENT_KEY);
 	accord_log_close(reader);
-	return key;
+	return event != NULL;
 }
 
 /*
- * One delivery that a person decided about; row says where the event is. One
- * that is under way is only given up if it fails.
+ * One delivery that a person decided about; row says where the event is.
+ * False: it is being settled just now.
  */
-static void
+static bool
 decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
 	   int64 seq, bool discard, TimestampTz now)
 {
@@ -66,22 +77,23 @@ decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
 												row->ord);
 	bool		keep = true;
 
+	if (delivery != NULL && delivery->settling)
+		return false;
 	if (delivery != NULL &&
-		(delivery->phase == ACCORD_PHASE_TAKEN || delivery->settling ||
-		 delivery->version == 0))
+		(delivery->phase == ACCORD_PHASE_TAKEN || !delivery->excepted))
 	{
 		delivery->discard = discard;
-		return;
+		return true;
 	}
 	if (!accord_backlog_find(endpoint->channel, endpoint->account, row->seq,
-							 row->ord, row))
-		row->key = read_key(row->event_slot, row->tx_id, row->ord);
+							 row->ord, row) && !find_event(row))
+		return true;
 	if (row->decided_by >= seq)
-		return;					/* done before a restart */
+		return true;			/* done before a restart */
 	if (delivery == NULL)
 	{
-		delivery = recall_delivery(desk, endpoint, row);
 		keep = !endpoint->overflow && !accord_endpoint_full(desk, endpoint);
+		delivery = recall_delivery(desk, endpoint, row);
 	}
 	accord_delivery_withdraw(desk, delivery);
 	delivery->decided_by = seq;
@@ -91,10 +103,40 @@ decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
 		accord_settle_replay(delivery, row->key, now, keep);
 	if (!keep)
 		accord_recovery_overflow(desk, endpoint);
+	return true;
 }
 
-/* payload: {"deliveries": [[seq, ord, slot, tx_id, channel, account], ...]} */
-void
+/*
+ * One of a decision's deliveries: [seq, ord, slot, tx_id, channel, account].
+ * The endpoint is NULL when it is not ours, or not to be read.
+ */
+static AccordEndpoint *
+read_item(AccordDesk *desk, JsonbValue *item, AccordBacklogRow *place)
+{
+	char	   *part[6];
+
+	if (item->type != jbvBinary)
+		return NULL;
+	for (int i = 0; i < lengthof(part); i++)
+	{
+		JsonbValue *value = !JsonContainerIsArray(item->val.binary.data) ?
+		NULL : getIthJsonbValueFromContainer(item->val.binary.data, i);
+
+		part[i] = value ? accord_json_text(value) : NULL;
+		if (part[i] == NULL)
+			return NULL;
+	}
+	if (strlen(part[4]) > MAX_CHANNEL || strlen(part[5]) > MAX_ACCOUNT)
+		return NULL;
+	memset(place, 0, sizeof(*place));
+	place->seq = strtoll(part[0], NULL, 10);
+	place->ord = atoi(part[1]);
+	place->event_slot = atoi(part[2]);
+	place->tx_id = strtoll(part[3], NULL, 10);
+	return accord_assign_endpoint(desk, part[4], part[5]);
+}
+
+bool
 accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 					 TupleTableSlot *row, const char *topic, TimestampTz now)
 {
@@ -102,32 +144,22 @@ accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 	Datum		payload = slot_getattr(row, ACCORD_EVENT_PAYLOAD,
 									   &isnull);
 	bool		discard = strcmp(topic, "accord.discard") == 0;
-	Jsonb	   *json = DatumGetJsonbP(payload);
+	bool		done = true;
 
-	for (int i = 0;; i++)
+	for (int i = 0; !isnull; i++)
 	{
 		AccordBacklogRow place;
 		AccordEndpoint *endpoint;
-		char	   *item[6];
+		JsonbValue *item = accord_json_path(DatumGetJsonbP(payload),
+											psprintf("deliveries.%d", i));
 
-		for (int j = 0; j < lengthof(item); j++)
-		{
-			JsonbValue *value = accord_json_path(json,
-												 psprintf("deliveries.%d.%d",
-														  i, j));
-
-			if (value == NULL)
-				return;
-			item[j] = accord_json_text(value);
-		}
-		endpoint = accord_assign_endpoint(desk, item[4], item[5]);
-		if (endpoint == NULL)
-			continue;
-		memset(&place, 0, sizeof(place));
-		place.seq = strtoll(item[0], NULL, 10);
-		place.ord = atoi(item[1]);
-		place.event_slot = atoi(item[2]);
-		place.tx_id = strtoll(item[3], NULL, 10);
-		decide(desk, endpoint, &place, commit->seq, discard, now);
+		if (item == NULL)
+			break;
+		endpoint = read_item(desk, item, &place);
+		if (endpoint != NULL)
+			done &= decide(desk, endpoint, &place, commit->seq, discard, now);
 	}
+	if (!done)
+		accord_settle_hurry();
+	return done;
 }

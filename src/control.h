@@ -11,8 +11,10 @@
 /*
  * Applies a control event, a row of event_log with this topic, to the
  * deliveries of our endpoints. Their new rows are in the settling batch.
+ * False: one of them is in that batch already; apply the event again when the
+ * batch is committed. What was applied is not applied twice.
  */
-extern void accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
+extern bool accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 								 TupleTableSlot *row, const char *topic,
 								 TimestampTz now);
 

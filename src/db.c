@@ -23,6 +23,7 @@
 #include "catalog/namespace.h"
 #include "commands/extension.h"
 #include "commands/sequence.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
 #include "storage/bufmgr.h"
@@ -217,6 +218,36 @@ accord_db_sequence_set(Oid sequence, int64 value)
 						Int64GetDatum(value));
 }
 
+/* One index's entries for n rows; estate: of an index over expressions. */
+static void
+insert_entries(Relation rel, Relation index, IndexInfo *info, EState *estate,
+			   TupleTableSlot **slots, int n)
+{
+	ExprState  *predicate = estate == NULL ? NULL :
+	ExecPrepareQual(info->ii_Predicate, estate);
+
+	for (int i = 0; i < n; i++)
+	{
+		Datum		values[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
+
+		if (estate != NULL)
+		{
+			ExprContext *context = GetPerTupleExprContext(estate);
+
+			ResetExprContext(context);
+			context->ecxt_scantuple = slots[i];
+			if (!ExecQual(predicate, context))
+				continue;
+		}
+		FormIndexDatum(info, slots[i], estate, values, nulls);
+		index_insert(index, values, nulls, &slots[i]->tts_tid, rel,
+					 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+					 false, info);
+	}
+}
+
+/* Our own indexes are over plain columns; an operator's may be anything. */
 static void
 insert_index_entries(Relation rel, TupleTableSlot **slots, int n)
 {
@@ -227,16 +258,14 @@ insert_index_entries(Relation rel, TupleTableSlot **slots, int n)
 	{
 		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
 		IndexInfo  *info = BuildIndexInfo(index);
-		Datum		values[INDEX_MAX_KEYS];
-		bool		nulls[INDEX_MAX_KEYS];
+		EState	   *estate = NULL;
 
-		for (int i = 0; i < n; i++)
-		{
-			FormIndexDatum(info, slots[i], NULL, values, nulls);
-			index_insert(index, values, nulls, &slots[i]->tts_tid, rel,
-						 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
-						 false, info);
-		}
+		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
+			estate = CreateExecutorState();
+		if (info->ii_ReadyForInserts)
+			insert_entries(rel, index, info, estate, slots, n);
+		if (estate != NULL)
+			FreeExecutorState(estate);
 		accord_index_insert_cleanup(index, info);
 		index_close(index, NoLock);
 	}

@@ -158,6 +158,7 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 	AccordAccount *account;
 	AccordRoute *route;
 	AccordRequest *request;
+	Jsonb	   *frozen = NULL;
 	MemoryContext context;
 	MemoryContext old;
 
@@ -206,6 +207,9 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 	if (request->error == NULL && !request->skip)
 		accord_request_equip(request, channel, account, route->command &&
 							 channel->idempotency_header == NULL);
+	if (request->error == NULL && !request->skip &&
+		needs_intent(delivery, route, channel) && route->body_function != NULL)
+		frozen = accord_request_freeze(request);
 	MemoryContextSwitchTo(old);
 
 	if (request->error != NULL)
@@ -219,8 +223,7 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED, NULL, now);
 	else if (needs_intent(delivery, route, channel))
 	{
-		accord_settle_intent(delivery, route->body_function == NULL ? NULL :
-							 accord_request_freeze(request), now);
+		accord_settle_intent(delivery, frozen, now);
 		delivery->request = request;
 		return;
 	}

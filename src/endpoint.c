@@ -11,6 +11,8 @@
  *   - endpoint->owed lists, in (seq, ord) order, the deliveries that only
  *     memory knows; the persisted position never passes the first of them.
  *   - desk->exceptions finds every delivery in memory with a backlog row.
+ *   - An endpoint's "passed" is at or after every delivery that was settled or
+ *     got a row: what lies before it is never read from the log again.
  *   - Lanes are found by a hash of endpoint and key. Two keys that collide
  *     share a lane: that costs parallelism, never order.
  *
@@ -383,6 +385,7 @@ list_owed(AccordDesk *desk, AccordDelivery *delivery, TimestampTz now)
 	dlist_push_tail(&endpoint->owed, &delivery->owed_node);
 	endpoint->n_owed++;
 	desk->n_owed++;
+	desk->unrest = true;
 	accord_endpoint_touch(desk, endpoint);
 }
 
@@ -403,11 +406,23 @@ accord_delivery_list(AccordDesk *desk, AccordDelivery *delivery,
 	delivery->endpoint->in_flight++;
 }
 
-static void
-unlist_owed(AccordDesk *desk, AccordDelivery *delivery)
+void
+accord_endpoint_pass(AccordEndpoint *endpoint, AccordPoint point)
 {
+	if (accord_point_compare(point, endpoint->passed) > 0)
+		endpoint->passed = point;
+}
+
+/* Takes a delivery off the list of those that only memory knows. */
+static void
+unlist_owed(AccordDesk *desk, AccordDelivery *delivery, bool evicted)
+{
+	AccordPoint point = {delivery->seq, delivery->ord};
+
 	if (!delivery->owed)
 		return;
+	if (!evicted)
+		accord_endpoint_pass(delivery->endpoint, point);
 	dlist_delete(&delivery->owed_node);
 	delivery->owed = false;
 	delivery->endpoint->n_owed--;
@@ -424,25 +439,53 @@ exception_key(ExceptionKey *key, AccordEndpoint *endpoint, int64 seq, int ord)
 	key->ord = ord;
 }
 
+static void
+enter_exception(AccordDesk *desk, AccordDelivery *delivery)
+{
+	ExceptionKey key;
+	ExceptionEntry *entry;
+
+	if (delivery->excepted)
+		return;
+	exception_key(&key, delivery->endpoint, delivery->seq, delivery->ord);
+	entry = hash_search(desk->exceptions, &key, HASH_ENTER, NULL);
+	entry->delivery = delivery;
+	delivery->excepted = true;
+	delivery->endpoint->n_exceptions++;
+	desk->n_exceptions++;
+}
+
+static void
+leave_exception(AccordDesk *desk, AccordDelivery *delivery)
+{
+	ExceptionKey key;
+
+	if (!delivery->excepted)
+		return;
+	exception_key(&key, delivery->endpoint, delivery->seq, delivery->ord);
+	hash_search(desk->exceptions, &key, HASH_REMOVE, NULL);
+	delivery->excepted = false;
+	delivery->endpoint->n_exceptions--;
+	desk->n_exceptions--;
+}
+
+void
+accord_delivery_recall(AccordDesk *desk, AccordDelivery *delivery,
+					   int version)
+{
+	Assert(delivery->phase == ACCORD_PHASE_NEW);
+	enter_exception(desk, delivery);
+	delivery->version = version;
+}
+
 void
 accord_delivery_except(AccordDesk *desk, AccordDelivery *delivery,
 					   AccordState state)
 {
-	if (delivery->version == 0)
-	{
-		ExceptionKey key;
-		ExceptionEntry *entry;
-
-		exception_key(&key, delivery->endpoint, delivery->seq, delivery->ord);
-		entry = hash_search(desk->exceptions, &key, HASH_ENTER, NULL);
-		entry->delivery = delivery;
-		delivery->version = delivery->last_version;
-		delivery->endpoint->n_exceptions++;
-		desk->n_exceptions++;
-	}
+	enter_exception(desk, delivery);
 	delivery->version++;
 	delivery->state = state;
-	unlist_owed(desk, delivery);
+	unlist_owed(desk, delivery, false);
 }
 
 void
@@ -471,6 +514,18 @@ accord_delivery_withdraw(AccordDesk *desk, AccordDelivery *delivery)
 {
 	leave_queue(desk, delivery);
 	delivery->phase = ACCORD_PHASE_NEW;
+	/* a lane that others hold may be gone when it wants to join again */
+	if (delivery->lane != NULL && delivery->lane->holder != delivery)
+		delivery->lane = NULL;
+}
+
+/* Whether nothing has begun with it. */
+static bool
+is_waiting(const AccordDelivery *delivery)
+{
+	return !delivery->settling &&
+		(delivery->phase == ACCORD_PHASE_READY ||
+		 delivery->phase == ACCORD_PHASE_WAITING);
 }
 
 int
@@ -483,16 +538,35 @@ accord_endpoint_evict(AccordDesk *desk, AccordEndpoint *endpoint,
 	{
 		AccordDelivery *last = dlist_tail_element(AccordDelivery, owed_node,
 												  &endpoint->owed);
+		AccordPoint point = {last->seq, last->ord};
 
-		if (last->settling || (last->phase != ACCORD_PHASE_READY &&
-							   last->phase != ACCORD_PHASE_WAITING))
+		if (!is_waiting(last) ||
+			accord_point_compare(point, endpoint->passed) <= 0)
 			break;
 		before->seq = last->seq;
 		before->ord = last->ord - 1;
+		unlist_owed(desk, last, true);
 		accord_delivery_free(desk, last);
 		n++;
 	}
 	return n;
+}
+
+void
+accord_endpoint_unload(AccordDesk *desk, AccordEndpoint *endpoint)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &endpoint->owed)
+	{
+		AccordDelivery *delivery = dlist_container(AccordDelivery, owed_node,
+												   iter.cur);
+
+		if (!is_waiting(delivery) || delivery->event == NULL)
+			continue;
+		accord_event_release(desk, delivery->event);
+		delivery->event = NULL;
+	}
 }
 
 AccordDelivery *
@@ -506,6 +580,7 @@ accord_delivery_take(AccordDesk *desk, AccordEndpoint *endpoint)
 							   dlist_pop_head_node(&endpoint->ready));
 	delivery->phase = ACCORD_PHASE_TAKEN;
 	endpoint->in_flight++;
+	desk->unrest = true;
 	return delivery;
 }
 
@@ -545,16 +620,8 @@ accord_delivery_free(AccordDesk *desk, AccordDelivery *delivery)
 {
 	leave_queue(desk, delivery);
 	leave_lane(desk, delivery);
-	unlist_owed(desk, delivery);
-	if (delivery->version > 0)
-	{
-		ExceptionKey key;
-
-		exception_key(&key, delivery->endpoint, delivery->seq, delivery->ord);
-		hash_search(desk->exceptions, &key, HASH_REMOVE, NULL);
-		delivery->endpoint->n_exceptions--;
-		desk->n_exceptions--;
-	}
+	unlist_owed(desk, delivery, false);
+	leave_exception(desk, delivery);
 	if (delivery->event != NULL)
 		accord_event_release(desk, delivery->event);
 	pfree(delivery);

@@ -62,7 +62,6 @@ typedef struct AccordDelivery
 	int			ord;
 	int			attempts;
 	int			version;		/* of its backlog row; 0: none */
-	int			last_version;	/* of rows from before it came here */
 	int16		slot;
 	uint8		phase;			/* AccordPhase */
 	uint8		state;			/* AccordState of its backlog row */
@@ -72,6 +71,7 @@ typedef struct AccordDelivery
 	bool		settling;		/* in the settling batch */
 	bool		sent;			/* handed to http.c, no response yet */
 	bool		answered;		/* counted in endpoint->unsettled */
+	bool		excepted;		/* in desk->exceptions */
 	bool		lost;			/* was in flight when a dispatcher ended */
 	bool		discard;		/* a person asked to give it up */
 } AccordDelivery;
@@ -104,6 +104,8 @@ typedef struct AccordEndpoint
 	int			n_owed;
 	int			n_exceptions;
 	AccordPoint cursor;			/* lagging: read up to here */
+	AccordPoint passed;			/* highest that left "owed" and must not be
+								 * read again */
 	AccordPoint persisted;		/* cursored: the row's point */
 	AccordPoint loaded;			/* overflow: exceptions loaded up to here */
 	int64		cursor_version; /* of its last row */
@@ -131,6 +133,8 @@ typedef struct AccordDesk
 	Size		bytes;			/* of events held */
 	int			n_exceptions;
 	int			n_owed;			/* by memory alone, of all endpoints */
+	bool		unrest;			/* ... and not all of it looked after: in
+								 * flight, or without a cursor */
 	AccordPoint read;			/* the log has been routed up to here */
 } AccordDesk;
 
@@ -181,6 +185,13 @@ extern void accord_delivery_owe(AccordDesk *desk, AccordDelivery *delivery,
 extern void accord_delivery_list(AccordDesk *desk, AccordDelivery *delivery,
 								 TimestampTz now);
 
+/*
+ * NEW, made of the backlog's row: whoever looks for it finds it from now on.
+ * version is its row's, 0 when there is none.
+ */
+extern void accord_delivery_recall(AccordDesk *desk, AccordDelivery *delivery,
+								   int version);
+
 /* TAKEN or NEW: now an exception with a backlog row of this state. */
 extern void accord_delivery_except(AccordDesk *desk, AccordDelivery *delivery,
 								   AccordState state);
@@ -201,10 +212,18 @@ extern void accord_delivery_withdraw(AccordDesk *desk,
 
 /*
  * Forgets what waits at the end of an endpoint's queue and was never tried; it
- * will be read again. Returns how many; *before is the point before them.
+ * will be read again, so nothing before what has passed already is forgotten.
+ * Returns how many; *before is the point before them.
  */
 extern int	accord_endpoint_evict(AccordDesk *desk, AccordEndpoint *endpoint,
 								  AccordPoint *before);
+
+/* What lies up to here was settled, or has a row: not to be read again. */
+extern void accord_endpoint_pass(AccordEndpoint *endpoint, AccordPoint point);
+
+/* Forgets the events of what waits; each is read again when it is its turn. */
+extern void accord_endpoint_unload(AccordDesk *desk,
+								   AccordEndpoint *endpoint);
 
 /* PARKED, HELD or NEW: queued again; takes its turn in its lane. */
 extern void accord_delivery_queue(AccordDesk *desk, AccordDelivery *delivery);

@@ -82,6 +82,13 @@ extern bool accord_http_submit(const AccordHttpRequest *request, void *owner,
  */
 extern char *accord_http_check_request(const AccordHttpRequest *request);
 
+/*
+ * Whether a header of that name (len bytes) is not to be given by anybody:
+ * HTTP's own machinery, and what carries credentials unless it is one.
+ */
+extern bool accord_http_header_reserved(const char *name, size_t len,
+										bool credential);
+
 /* The next finished transfer, or NULL. */
 extern AccordHttpResponse *accord_http_next(void);
 

@@ -76,6 +76,29 @@ accord_http_is_header(const char *line, const char *name)
 	return pg_strncasecmp(line, name, len) == 0 && line[len] == ':';
 }
 
+bool
+accord_http_header_reserved(const char *name, size_t len, bool credential)
+{
+	static const struct
+	{
+		const char *name;
+		bool		credential;
+	}			reserved[] = {
+		{"authorization", true}, {"connection", false},
+		{"content-length", false}, {"cookie", true}, {"expect", false},
+		{"host", false}, {"keep-alive", false}, {"te", false},
+		{"trailer", false}, {"transfer-encoding", false}, {"upgrade", false}
+	};
+
+	if (len >= 6 && pg_strncasecmp(name, "proxy-", 6) == 0)
+		return true;
+	for (int i = 0; i < lengthof(reserved); i++)
+		if (strlen(reserved[i].name) == len &&
+			pg_strncasecmp(name, reserved[i].name, len) == 0)
+			return !(credential && reserved[i].credential);
+	return false;
+}
+
 static char *
 find_header_fault(const char *line)
 {
@@ -86,10 +109,8 @@ find_header_fault(const char *line)
 	if (has_control(line + len))
 		return psprintf("header \"%.*s\" has a control character in its value",
 						(int) len, line);
-	if (accord_http_is_header(line, "Content-Length") ||
-		accord_http_is_header(line, "Transfer-Encoding"))
-		return psprintf("header \"%.*s\" cannot be given, the body decides it",
-						(int) len, line);
+	if (accord_http_header_reserved(line, len, false))
+		return psprintf("header \"%.*s\" is reserved", (int) len, line);
 	return NULL;
 }
 
@@ -119,6 +140,8 @@ find_auth_fault(const AccordHttpRequest *request)
 	if (len == 0 || request->auth_name[len] != '\0')
 		return psprintf("\"%s\" is not the name of a header",
 						request->auth_name);
+	if (accord_http_header_reserved(request->auth_name, len, true))
+		return psprintf("header \"%s\" is reserved", request->auth_name);
 	return NULL;
 }
 

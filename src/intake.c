@@ -113,11 +113,15 @@ endpoint_takes(Routing *routing, AccordEndpoint *endpoint)
 {
 	AccordDesk *desk = routing->desk;
 	AccordPoint before = {routing->commit->seq, routing->ord - 1};
+	AccordPoint point = {routing->commit->seq, routing->ord};
 
 	if (routing->only != NULL ? endpoint != routing->only : endpoint->lagging)
 		return false;
-	if (accord_recovery_settled(endpoint, routing->commit->seq, routing->ord))
+	if (accord_recovery_settled(endpoint, point.seq, point.ord))
+	{
+		accord_endpoint_pass(endpoint, point);
 		return false;
+	}
 	if (routing->only != NULL)
 		return true;			/* its room was looked at before */
 	if (endpoint->paused || endpoint->n_owed >= ACCORD_QUEUE_LIMIT ||
@@ -161,8 +165,11 @@ route_to(AccordChannel *channel, const char *account, AccordRoute *route,
 		owe_event(routing, endpoint, route);
 }
 
-/* Routes one event; to one endpoint alone when it reads its own page. */
-static void
+/*
+ * Routes one event; to one endpoint alone when it reads its own page. False:
+ * it is a decision that must wait for the batch that is being settled.
+ */
+static bool
 route_event(Routing *routing)
 {
 	char	   *control = accord_routing_control(routing->row);
@@ -170,8 +177,9 @@ route_event(Routing *routing)
 	if (control == NULL)
 		accord_routing_visit(accord_assign_config(), routing->row, route_to, routing);
 	else if (routing->only == NULL)
-		accord_control_apply(routing->desk, routing->commit, routing->row,
-							 control, routing->now);
+		return accord_control_apply(routing->desk, routing->commit,
+									routing->row, control, routing->now);
+	return true;
 }
 
 /* Whether an endpoint that lags may read on. */
@@ -185,9 +193,20 @@ endpoint_has_room(AccordDesk *desk, AccordEndpoint *endpoint)
 		 endpoint->n_owed == 0);
 }
 
+static void
+unload_all(AccordDesk *desk)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &desk->active)
+		accord_endpoint_unload(desk, dlist_container(AccordEndpoint,
+													 active_node, iter.cur));
+}
+
 /*
  * Memory is full: endpoints forget what waits at the end of their queues, the
- * longest queues first, and read it again later.
+ * longest queues first, and read it again later. What cannot be forgotten (a
+ * later delivery has passed already) is kept without its event.
  */
 static void
 make_room(AccordDesk *desk)
@@ -211,11 +230,13 @@ make_room(AccordDesk *desk)
 		}
 		if (longest == NULL ||
 			accord_endpoint_evict(desk, longest, &before) == 0)
-			return;
+			break;
 		longest->lagging = true;
 		longest->cursor = before;
 		accord_endpoint_touch(desk, longest);
 	}
+	if (desk->bytes > limit)
+		unload_all(desk);
 }
 
 /*
@@ -245,6 +266,7 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 		while (!more && (row = accord_log_next_event(reader)) != NULL)
 		{
 			MemoryContext old;
+			AccordPoint before = *point;
 
 			if (n++ == SLICE || accord_settle_full() ||
 				desk->bytes > bytes + SLICE_BYTES ||
@@ -257,7 +279,11 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 			start_routing(&routing, &commit, row);
 			point->seq = commit.seq;
 			point->ord = routing.ord;
-			route_event(&routing);
+			if (!route_event(&routing))
+			{
+				*point = before;
+				more = true;
+			}
 			MemoryContextSwitchTo(old);
 			MemoryContextReset(scratch);
 		}

@@ -46,6 +46,7 @@ typedef struct PartScan
 	IndexScanDesc scan;
 	TupleTableSlot *row;
 	bool		loaded;			/* row holds the next one to be given */
+	bool		ended;			/* there is no next one */
 } PartScan;
 
 struct AccordLogReader
@@ -104,11 +105,21 @@ close_part(PartScan *part)
 	part->heap = NULL;
 }
 
+static void
+seek(PartScan *part, ScanKey keys, int nkeys)
+{
+	index_rescan(part->scan, keys, nkeys, NULL, 0);
+	part->loaded = false;
+	part->ended = false;
+}
+
+/* A scan that is asked again after its end would begin anew. */
 static bool
 fetch_row(PartScan *part)
 {
-	part->loaded = index_getnext_slot(part->scan, ForwardScanDirection,
-									  part->row);
+	part->loaded = !part->ended &&
+		index_getnext_slot(part->scan, ForwardScanDirection, part->row);
+	part->ended = !part->loaded;
 	return part->loaded;
 }
 
@@ -130,7 +141,7 @@ seek_commits(PartScan *part, int64 after, int64 upto)
 				Int64GetDatum(after));
 	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE,
 				Int64GetDatum(upto));
-	index_rescan(part->scan, keys, 2, NULL, 0);
+	seek(part, keys, 2);
 	fetch_row(part);
 }
 
@@ -188,7 +199,7 @@ seek_events(AccordLogReader *reader, int slot, int64 tx_id, int ord)
 				Int64GetDatum(tx_id));
 	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_INT4GE,
 				Int32GetDatum(ord));
-	index_rescan(part->scan, keys, 2, NULL, 0);
+	seek(part, keys, 2);
 	return part;
 }
 
@@ -206,9 +217,7 @@ accord_log_next_commit(AccordLogReader *reader, AccordCommit *commit)
 
 		if (part->heap == NULL)
 			continue;
-		if (!part->loaded && !TTS_EMPTY(part->row) && !fetch_row(part))
-			continue;
-		if (!part->loaded)
+		if (!part->loaded && !fetch_row(part))
 			continue;
 		seq = row_int64(part->row, ACCORD_COMMIT_SEQ);
 		if (lowest == NULL || seq < lowest_seq)

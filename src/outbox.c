@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
@@ -22,6 +23,8 @@
 #include "accord.h"
 #include "config.h"
 #include "log.h"
+
+#define MAX_EVENT_BYTES (256 * 1024 * 1024) /* payload, before and headers */
 
 /* Columns of accord.outbox, in order, as columns of event_log. */
 static const AccordEventColumn outbox_columns[] = {
@@ -45,6 +48,7 @@ static const struct
 	{ACCORD_EVENT_ORD, "ord"}
 };
 
+PG_FUNCTION_INFO_V1(accord_outbox_event_id);
 PG_FUNCTION_INFO_V1(accord_outbox_insert);
 PG_FUNCTION_INFO_V1(accord_outbox_refuse);
 PG_FUNCTION_INFO_V1(accord_control_append);
@@ -100,15 +104,60 @@ check_topic(const char *topic)
 					 errhint("Use letters, digits, dots and dashes.")));
 }
 
-static void
-check_key(const char *key)
+/* Columns whose length is limited, in bytes, and what to do about it. */
+static const struct
 {
-	if (key != NULL && strlen(key) > ACCORD_MAX_KEY)
+	AccordEventColumn column;
+	const char *name;
+	Size		limit;
+	const char *hint;
+}			limited_columns[] = {
+
+	{ACCORD_EVENT_KEY, "key", ACCORD_MAX_KEY,
+	"Put the bulk of it into payload."},
+	{ACCORD_EVENT_SOURCE, "source", 63, "Give the name of a channel."},
+	{ACCORD_EVENT_ACCOUNT, "account", 1020, "Give the name of an account."},
+	{ACCORD_EVENT_CHANNELS, "channels", 65536,
+	"Leave it null and have the routes decide."},
+	{ACCORD_EVENT_IDEMPOTENCY_KEY, "idempotency_key", 1000,
+	"Use a hash of it."}
+};
+
+/* Bytes of a value as it is sent, wherever it is stored now. */
+static Size
+raw_size(const Datum *values, const bool *nulls, AccordEventColumn column)
+{
+	return nulls[column - 1] ? 0 :
+		toast_raw_datum_size(values[column - 1]) - VARHDRSZ;
+}
+
+/*
+ * A row that no dispatcher could hold would stop it at every start: so what
+ * may be long is limited, each column and all together.
+ */
+static void
+check_sizes(const Datum *values, const bool *nulls)
+{
+	Size		total = raw_size(values, nulls, ACCORD_EVENT_PAYLOAD) +
+	raw_size(values, nulls, ACCORD_EVENT_BEFORE) +
+	raw_size(values, nulls, ACCORD_EVENT_HEADERS);
+
+	for (int i = 0; i < lengthof(limited_columns); i++)
+		if (raw_size(values, nulls, limited_columns[i].column) >
+			limited_columns[i].limit)
+			ereport(ERROR,
+					(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+					 errmsg("%s of an event in accord.outbox is longer than "
+							"%zu bytes", limited_columns[i].name,
+							limited_columns[i].limit),
+					 errhint("%s", limited_columns[i].hint)));
+	if (total > MAX_EVENT_BYTES)
 		ereport(ERROR,
-				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
-				 errmsg("key \"%.40s...\" is longer than %d bytes", key,
-						ACCORD_MAX_KEY),
-				 errhint("Put the bulk of it into payload.")));
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("an event in accord.outbox is larger than %d MB",
+						MAX_EVENT_BYTES / 1024 / 1024),
+				 errhint("Store the bulk elsewhere, and have the event name "
+						 "it.")));
 }
 
 static void
@@ -159,7 +208,7 @@ check_row(const Datum *values, const bool *nulls)
 {
 	refuse_given(nulls);
 	check_topic(text_of(values, nulls, ACCORD_EVENT_TOPIC));
-	check_key(text_of(values, nulls, ACCORD_EVENT_KEY));
+	check_sizes(values, nulls);
 	check_op(text_of(values, nulls, ACCORD_EVENT_OP));
 	if (!nulls[ACCORD_EVENT_CHANNELS - 1])
 		check_channels(values[ACCORD_EVENT_CHANNELS - 1]);
@@ -167,13 +216,6 @@ check_row(const Datum *values, const bool *nulls)
 		accord_config_check_headers("accord.outbox", "headers",
 									DatumGetJsonbP(values[ACCORD_EVENT_HEADERS - 1]),
 									false);
-	if (!nulls[ACCORD_EVENT_IDEMPOTENCY_KEY - 1] &&
-		VARSIZE_ANY_EXHDR(DatumGetPointer(values[ACCORD_EVENT_IDEMPOTENCY_KEY - 1])) > 1000)
-		ereport(ERROR,
-				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
-				 errmsg("idempotency_key of an event is longer than 1000 "
-						"bytes"),
-				 errhint("Use a hash of it.")));
 }
 
 Datum
@@ -215,6 +257,23 @@ accord_outbox_insert(PG_FUNCTION_ARGS)
 		row_nulls[i] = nulls[outbox_columns[i] - 1];
 	}
 	return PointerGetDatum(heap_form_tuple(desc, row, row_nulls));
+}
+
+/* Default of event_id, computed for every INSERT. */
+Datum
+accord_outbox_event_id(PG_FUNCTION_ARGS)
+{
+	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot insert into accord.outbox while "
+						"session_replication_role is replica"),
+				 errdetail("Its trigger does not fire there, and the event "
+						   "would be lost."),
+				 errhint("Set session_replication_role to origin for the "
+						 "INSERT; changes that are replicated were written "
+						 "down where they were made.")));
+	PG_RETURN_NULL();
 }
 
 Datum

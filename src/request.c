@@ -302,7 +302,7 @@ make_plain(AccordRequest *request, Variables *variables, int64 seq)
 	char	   *missing;
 	char	   *path;
 
-	request->http.method = route->method;
+	request->http.method = pstrdup(route->method);
 	path = accord_template_expand(route->path, false, find_variable,
 								  variables, &missing);
 	if (missing != NULL)
@@ -407,9 +407,19 @@ run_as_owner(AccordRequest *request, Variables *variables)
 	SetUserIdAndSecContext(route->owner,
 						   context | SECURITY_RESTRICTED_OPERATION);
 	nest_level = NewGUCNestLevel();
+	/* row security is off for a dispatcher's own work, not for users' */
+	set_config_option("row_security", "on", PGC_USERSET, PGC_S_SESSION,
+					  GUC_ACTION_SAVE, true, 0, false);
 	if (!accord_function_executable(route->body_function_oid, route->owner))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION,
 					   route->body_function);
+	if (!accord_config_may_run(route->body_function_oid, route->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("its owner, who is not a superuser, would run it as "
+						"superuser"),
+				 errhint("UPDATE accord.route SET owner to the application's "
+						 "role.")));
 	accord_request_in_function = true;
 	enable_timeout_after(STATEMENT_TIMEOUT, accord_function_timeout);
 	result = call_function(variables);
@@ -552,8 +562,8 @@ push_string(JsonbParseState **state, JsonbIteratorToken token,
 	pushJsonbValue(state, token, &value);
 }
 
-Jsonb	   *
-accord_request_freeze(const AccordRequest *request)
+static Jsonb *
+freeze(const AccordRequest *request)
 {
 	JsonbParseState *state = NULL;
 	JsonbValue *result;
@@ -577,6 +587,30 @@ accord_request_freeze(const AccordRequest *request)
 	}
 	result = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
 	return JsonbValueToJsonb(result);
+}
+
+Jsonb	   *
+accord_request_freeze(AccordRequest *request)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Jsonb	   *volatile frozen = NULL;
+
+	PG_TRY();
+	{
+		frozen = freeze(request);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		FlushErrorState();
+		request->error = psprintf("the request cannot be kept: %s",
+								  error->message);
+	}
+	PG_END_TRY();
+	return frozen;
 }
 
 void
@@ -609,9 +643,10 @@ accord_request_equip(AccordRequest *request, const AccordChannel *channel,
 	const AccordAuth *auth = account != NULL && account->has_auth ?
 	&account->auth : &channel->auth;
 
+	/* copies: the configuration may be replaced before the request leaves */
 	http->auth = auth->type;
-	http->auth_name = auth->name;
-	http->auth_secret = auth->secret;
+	http->auth_name = auth->name ? pstrdup(auth->name) : NULL;
+	http->auth_secret = auth->secret ? pstrdup(auth->secret) : NULL;
 	http->once = once;
 	http->connect_timeout_ms = channel->connect_timeout_ms;
 	http->timeout_ms = channel->timeout_ms;

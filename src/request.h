@@ -46,8 +46,11 @@ extern void accord_request_make(AccordRequest *request,
 								const AccordAccount *account,
 								const AccordEvent *event, int64 seq);
 
-/* A request to be kept word for word, and kept words back again. */
-extern Jsonb *accord_request_freeze(const AccordRequest *request);
+/*
+ * A request to be kept word for word, and kept words back again. One that is
+ * too large to be kept is NULL, and has an error.
+ */
+extern Jsonb *accord_request_freeze(AccordRequest *request);
 extern void accord_request_thaw(AccordRequest *request, Jsonb *frozen);
 
 /*

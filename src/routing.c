@@ -127,6 +127,17 @@ visit_channel(AccordConfig *config, TupleTableSlot *row,
 		visit(channel, account, route, arg);
 }
 
+/* Whether a channel was named before: it is told once. */
+static bool
+is_repeated(Datum *names, bool *nulls, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (!nulls[i] && strcmp(TextDatumGetCString(names[i]),
+								TextDatumGetCString(names[n])) == 0)
+			return true;
+	return false;
+}
+
 /* An event with an explicit address: just these channels. */
 static void
 visit_addressed(AccordConfig *config, TupleTableSlot *row, Datum channels,
@@ -143,7 +154,7 @@ visit_addressed(AccordConfig *config, TupleTableSlot *row, Datum channels,
 	{
 		AccordChannel *channel;
 
-		if (nulls[i])
+		if (nulls[i] || is_repeated(names, nulls, i))
 			continue;
 		channel = accord_config_channel(config, TextDatumGetCString(names[i]));
 		/* one that was removed since took what it was owed with it */

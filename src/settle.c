@@ -133,7 +133,7 @@ add_row(Settlement *settlement, AccordState state, const char *error,
 	row->route = delivery->route;
 	row->decided_by = delivery->decided_by;
 	row->ord = delivery->ord;
-	row->version = Max(delivery->version, delivery->last_version) + 1;
+	row->version = delivery->version + 1;
 	row->attempts = delivery->attempts;
 	row->event_slot = delivery->slot;
 	row->channel = delivery->endpoint->channel;
@@ -386,6 +386,12 @@ accord_settle_full(void)
 	return batch.n_settlements >= BATCH_LIMIT / 2;
 }
 
+void
+accord_settle_hurry(void)
+{
+	batch.urgent = true;
+}
+
 long
 accord_settle_timeout(TimestampTz now, bool idle)
 {
@@ -399,7 +405,7 @@ accord_settle_timeout(TimestampTz now, bool idle)
 		/* what memory alone owes is looked after: spilled, given a cursor */
 		TimestampTz look = batch.last_commit + SPILL_AFTER * 1000;
 
-		if (batch.desk->n_owed == 0)
+		if (batch.desk->n_owed == 0 || !batch.desk->unrest)
 			return -1;
 		return now >= look ? 0 : (look - now + 999) / 1000;
 	}
@@ -414,12 +420,13 @@ accord_settle_timeout(TimestampTz now, bool idle)
 	return (batch.since + delay - now + 999) / 1000;
 }
 
-/* Gives long requests a row of their own. */
-static void
+/* Gives long requests a row of their own. True: others are under way. */
+static bool
 spill_flying(AccordEndpoint *endpoint, TimestampTz now)
 {
 	dlist_iter	iter;
 	TimestampTz long_ago = now - SPILL_AFTER * 1000;
+	bool		flying = false;
 
 	dlist_foreach(iter, &endpoint->owed)
 	{
@@ -427,12 +434,15 @@ spill_flying(AccordEndpoint *endpoint, TimestampTz now)
 												   iter.cur);
 
 		if (batch.n_settlements >= BATCH_LIMIT * 2 - 1)
-			return;
+			return true;
 		if (delivery->sent && !delivery->settling &&
 			delivery->started_at < long_ago)
 			add_row(add_settlement(delivery, SEQUEL_SPILL),
 					ACCORD_STATE_SENDING, NULL, NULL);
+		else
+			flying |= delivery->phase == ACCORD_PHASE_TAKEN;
 	}
+	return flying;
 }
 
 static void
@@ -486,20 +496,26 @@ move_cursor(AccordEndpoint *endpoint, TimestampTz now)
 	}
 }
 
-/* What the batch's transaction writes besides conclusions. */
+/*
+ * What the batch's transaction writes besides conclusions. Where nothing is
+ * under way and the cursor is right, there is nothing to look after until
+ * something happens, however long deliveries wait.
+ */
 static void
 prepare_positions(TimestampTz now)
 {
 	dlist_mutable_iter iter;
 
 	batch.n_cursors = 0;
+	batch.desk->unrest = false;
 	dlist_foreach_modify(iter, &batch.desk->active)
 	{
 		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
 												   active_node, iter.cur);
 
-		spill_flying(endpoint, now);
+		batch.desk->unrest |= spill_flying(endpoint, now);
 		move_cursor(endpoint, now);
+		batch.desk->unrest |= endpoint->n_owed > 0 && !endpoint->cursored;
 		accord_endpoint_touch(batch.desk, endpoint);
 	}
 }
@@ -581,6 +597,7 @@ accord_settle_commit(TimestampTz now, AccordSettleSend send)
 	 * next batch, so this one is taken off first
 	 */
 	n = batch.n_settlements;
+	batch.desk->unrest |= n > 0;
 	batch.n_settlements = 0;
 	batch.n_rows = 0;
 	batch.n_attempts = 0;

@@ -50,6 +50,9 @@ extern bool accord_settle_pending(void);
 /* Whether the batch should be committed before anything is added. */
 extern bool accord_settle_full(void);
 
+/* Somebody waits for the batch: it is committed at the next occasion. */
+extern void accord_settle_hurry(void);
+
 /* Settling waits for this many milliseconds at most; -1: there
  * is nothing to settle. idle: nothing else is going on. */
 extern long accord_settle_timeout(TimestampTz now, bool idle);
