@@ -25,7 +25,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
 # replaced by it, inside our own library.
 SHLIB_LINK = $(CURL_LIBS) -Wl,-Bsymbolic-functions
 
-# These need a running server with shared_preload_libraries = 'pg_accord'; test/run makes one.
+# These need a running server with shared_preload_libraries = 'pg_accord' and accord.dispatch = off; test/run makes one.
 REGRESS := $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
 REGRESS_OPTS = --inputdir=test
 ISOLATION := $(patsubst test/specs/%.spec,%,$(sort $(wildcard test/specs/*.spec)))
