@@ -76,6 +76,7 @@ decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
 	AccordDelivery *delivery = accord_desk_find(desk, endpoint, row->seq,
 												row->ord);
 	bool		keep = true;
+	bool		known;
 
 	if (delivery != NULL && delivery->settling)
 		return false;
@@ -85,11 +86,15 @@ decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
 		delivery->discard = discard;
 		return true;
 	}
-	if (!accord_backlog_find(endpoint->channel, endpoint->account, row->seq,
-							 row->ord, row) && !find_event(row))
+	known = accord_backlog_find(endpoint->channel, endpoint->account,
+								row->seq, row->ord, row);
+	if (!known && !find_event(row))
 		return true;
 	if (row->decided_by >= seq)
 		return true;			/* done before a restart */
+	if (delivery == NULL && discard &&
+		(!known || row->state >= ACCORD_STATE_DELIVERED))
+		return true;			/* closed: there is nothing to give up */
 	if (delivery == NULL)
 	{
 		keep = !endpoint->overflow && !accord_endpoint_full(desk, endpoint);
