@@ -88,21 +88,93 @@ INSERT INTO accord.outbox (topic, idempotency_key) VALUES ('ob.idem', 'free');
 ROLLBACK;
 INSERT INTO accord.outbox (topic, payload, idempotency_key) VALUES ('ob.idem', '{"other": true}', 'free') RETURNING payload;
 
--- What is wrong is refused, with what to do.
-\set VERBOSITY default
-INSERT INTO accord.outbox (key) VALUES ('x');
-INSERT INTO accord.outbox (topic) VALUES ('');
-INSERT INTO accord.outbox (topic) VALUES ('accord.redeliver');
-INSERT INTO accord.outbox (topic) VALUES ('a b');
-INSERT INTO accord.outbox (topic) VALUES ('rate.*');
-INSERT INTO accord.outbox (topic, op) VALUES ('ob.x', 'upsert');
-INSERT INTO accord.outbox (topic, event_id) VALUES ('ob.x', '00000000-0000-0000-0000-000000000000');
-INSERT INTO accord.outbox (topic, tx_id) VALUES ('ob.x', 1);
-INSERT INTO accord.outbox (topic, channels) VALUES ('ob.x', '{nowhere}');
-INSERT INTO accord.outbox (topic, channels) VALUES ('ob.x', '{}');
-INSERT INTO accord.outbox (topic, headers) VALUES ('ob.x', '{"Host": "elsewhere"}');
-INSERT INTO accord.outbox (topic, headers) VALUES ('ob.x', '{"X-Ok": "a\r\nb"}');
-INSERT INTO accord.outbox (topic, headers) VALUES ('ob.x', '["a"]');
-UPDATE accord.outbox SET topic = 'y';
-DELETE FROM accord.outbox;
+-- Keys are told apart by what they were used with, in one transaction as between two.
+BEGIN;
+INSERT INTO accord.outbox (topic, payload, idempotency_key) VALUES ('ob.idem', '1', 'twice'), ('ob.idem', '1', 'twice');
+SELECT count(*) FROM accord.event_log WHERE idempotency_key = 'twice';
+COMMIT;
+
+-- The outbox shows what is owed: an event that a route takes, once, however many channels it goes to.
+INSERT INTO accord.channel (name, base_url) VALUES ('ob1', 'https://ob1.example/'), ('ob2', 'https://ob2.example/');
+INSERT INTO accord.route (channel, topic) VALUES ('ob1', 'ob.owed'), ('ob2', 'ob.owed'), ('ob2', 'ob.two');
+INSERT INTO accord.outbox (topic, key) VALUES ('ob.owed', 'both'), ('ob.two', 'one'), ('ob.nobody', 'none');
+INSERT INTO accord.outbox (topic, key, channels) VALUES ('ob.nobody', 'addressed', '{ob1}');
+INSERT INTO accord.outbox (topic, key, source) VALUES ('ob.two', 'not back', 'ob2');
+INSERT INTO accord.outbox (topic, key, account) VALUES ('ob.two', 'no accounts there', 'a');
+SELECT topic, key FROM accord.outbox WHERE topic LIKE 'ob.%' ORDER BY tx_id, ord;
+SELECT e.key, o.channel, o.account, o.state, o.attempts
+FROM accord.owed() o JOIN accord.event_log e USING (tx_id, ord) WHERE o.channel LIKE 'ob_'
+ORDER BY o.channel, o.tx_id, o.ord;
+-- A channel with accounts has its own endpoint for events of none, and takes those of its accounts only.
+INSERT INTO accord.account (channel, name) VALUES ('ob2', 'b');
+INSERT INTO accord.outbox (topic, key, account) VALUES ('ob.two', 'for b', 'b');
+SELECT e.key, o.channel, o.account
+FROM accord.owed() o JOIN accord.event_log e USING (tx_id, ord) WHERE o.channel = 'ob2' ORDER BY o.tx_id, o.ord;
+
+-- What is wrong is refused, with its SQLSTATE and what to do; nothing of it is written.
+CREATE FUNCTION pg_temp.try(statement text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    state text;
+    message text;
+    hint text;
+BEGIN
+    EXECUTE statement;
+    RAISE SQLSTATE 'TESTS';             -- undone in any case
+EXCEPTION WHEN SQLSTATE 'TESTS' THEN
+    RETURN 'accepted';
+WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+    RETURN format(E'%s: %s\n  %s', state, message, hint);
+END
+$$;
+CREATE FUNCTION pg_temp.try(columns text, VARIADIC vals text[]) RETURNS text LANGUAGE sql AS $$
+    SELECT pg_temp.try(format('INSERT INTO accord.outbox (%s) VALUES (%s)', columns, string_agg(quote_nullable(v), ', ')))
+    FROM unnest(vals) v
+$$;
+\pset format unaligned
+\pset tuples_only on
+SELECT pg_temp.try('key', 'x');
+SELECT pg_temp.try('topic', '');
+SELECT pg_temp.try('topic', repeat('t', 255));
+SELECT pg_temp.try('topic', repeat('t', 256));
+SELECT pg_temp.try('topic', 'accord.redeliver');
+SELECT pg_temp.try('topic', 'accord');
+SELECT pg_temp.try('topic', 'a b');
+SELECT pg_temp.try('topic', E'a\tb');
+SELECT pg_temp.try('topic', 'rate.*');
+SELECT pg_temp.try('topic, key', 'ob.x', repeat('k', 2048));
+SELECT pg_temp.try('topic, key', 'ob.x', repeat('k', 2049));
+SELECT pg_temp.try('topic, key', 'ob.x', repeat(U&'\20AC', 683));
+SELECT pg_temp.try('topic, source', 'ob.x', repeat('s', 64));
+SELECT pg_temp.try('topic, account', 'ob.x', repeat('a', 1021));
+SELECT pg_temp.try('topic, idempotency_key', 'ob.x', repeat('i', 1000));
+SELECT pg_temp.try('topic, idempotency_key', 'ob.x', repeat('i', 1001));
+SELECT pg_temp.try('topic, op', 'ob.x', 'upsert');
+SELECT op, pg_temp.try('topic, op', 'ob.x', op) FROM unnest('{insert,update,delete,truncate,event,NULL}'::text[]) op;
+SELECT pg_temp.try('topic, event_id', 'ob.x', '00000000-0000-0000-0000-000000000000');
+SELECT pg_temp.try('topic, tx_id', 'ob.x', '1');
+SELECT pg_temp.try('topic, ord', 'ob.x', '1');
+SELECT pg_temp.try('topic, recorded_at', 'ob.x', 'now');
+SELECT pg_temp.try('topic, channels', 'ob.x', '{ob1,nowhere}');
+SELECT pg_temp.try('topic, channels', 'ob.x', '{NULL}');
+SELECT pg_temp.try('topic, channels', 'ob.x', '{}');
+SELECT pg_temp.try('topic, headers', 'ob.x', '{"traceparent": "00-1-2-01"}');
+SELECT pg_temp.try('topic, headers', 'ob.x', '{"X Y": "a"}');
+SELECT pg_temp.try('topic, headers', 'ob.x', '{"X-Ok": "a\r\nb"}');
+SELECT pg_temp.try('topic, headers', 'ob.x', '{"X-Ok": 1}');
+SELECT pg_temp.try('topic, headers', 'ob.x', '["a"]');
+-- Reserved, as README lists them, in whatever case.
+SELECT name, substr(pg_temp.try('topic, headers', 'ob.x', jsonb_build_object(name, 'a')::text), 1, 5) FROM unnest(ARRAY[
+    'Authorization', 'Connection', 'Content-Length', 'Cookie', 'Expect', 'Host', 'Keep-Alive', 'Proxy-Authorization',
+    'proxy-anything', 'TE', 'Trailer', 'Transfer-Encoding', 'Upgrade', 'hOST', 'X-Host', 'Hosts']) name;
+SELECT pg_temp.try($$UPDATE accord.outbox SET topic = 'y' WHERE topic = 'ob.owed'$$);
+SELECT pg_temp.try($$DELETE FROM accord.outbox WHERE topic = 'ob.owed'$$);
+SELECT pg_temp.try($$TRUNCATE accord.outbox$$);
+SELECT pg_temp.try($$INSERT INTO accord.outbox (topic) VALUES ('ob.x') ON CONFLICT (event_id) DO NOTHING$$);
+-- Where triggers do not fire the event would be lost: that is refused, too.
+SET session_replication_role = replica;
+SELECT pg_temp.try('topic', 'ob.x');
+RESET session_replication_role;
 SELECT count(*) FROM accord.event_log WHERE topic = 'ob.x';
+DELETE FROM accord.channel WHERE name LIKE 'ob_';
+SELECT count(*) FROM accord.outbox WHERE topic LIKE 'ob.%';
