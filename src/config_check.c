@@ -316,8 +316,7 @@ check_auth_string(RowCheck *check, Jsonb *auth, const AccordAuthKind *kind,
 	char	   *value = accord_json_member(auth, name);
 
 	if (value == NULL || value[0] == '\0' || has_control(value) ||
-		(kind->type == ACCORD_HTTP_AUTH_HEADER && strcmp(name, "name") == 0 &&
-		 !is_token(value)))
+		(strcmp(name, "name") == 0 && !is_token(value)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("auth of %s with type \"%s\" needs a \"%s\"",
@@ -326,6 +325,12 @@ check_auth_string(RowCheck *check, Jsonb *auth, const AccordAuthKind *kind,
 						 kind->name_member ? ", " : "",
 						 kind->name_member ? kind->name_member : "",
 						 kind->secret ? ", secret" : "")));
+	if (strcmp(name, "user") == 0 && strchr(value, ':') != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("user \"%s\" in auth of %s holds a colon", value,
+						check->table),
+				 errhint("Basic authentication has no way to send it.")));
 }
 
 /* Warns when a named secret is not stored: it may be later. */
