@@ -178,7 +178,7 @@ define_retention_settings(void)
 							"How long attempts are kept, at least.",
 							NULL,
 							&accord_attempt_retention, 30 * MINUTES_PER_DAY,
-							1, MAX_MINUTES,
+							0, MAX_MINUTES,
 							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomIntVariable("accord.idempotency_retention",
 							"How long idempotency keys are kept, at least.",
@@ -191,7 +191,7 @@ define_retention_settings(void)
 							"Events that are still owed to a channel are "
 							"kept in any case.",
 							&accord_log_retention, 30 * MINUTES_PER_DAY,
-							1, MAX_MINUTES,
+							0, MAX_MINUTES,
 							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 }
 
