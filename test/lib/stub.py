@@ -62,6 +62,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import re
 import signal
 import socket
@@ -602,8 +603,8 @@ class Connection(asyncio.Protocol):
 def stop_when_stdin_closes(loop, stop):
     """In a thread, because not every kind of standard input can be polled."""
     def drain():
-        while sys.stdin.buffer.read(4096):
-            pass
+        while os.read(sys.stdin.fileno(), 4096):
+            pass                # not buffered: its lock would outlive us
         loop.call_soon_threadsafe(stop.set)
     threading.Thread(target=drain, daemon=True).start()
 
