@@ -35,6 +35,7 @@
 #include "utils/memutils.h"
 #include "utils/regproc.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -465,7 +466,11 @@ accord_config_get(void)
 	if ((!stale || pinned) && current != NULL)
 		return current;
 
-	/* what is invalidated while we read makes it stale again */
+	/*
+	 * What is invalidated while we read makes it stale again. The caller's
+	 * snapshot may be from before the change we were told of, and we would not
+	 * be told again.
+	 */
 	stale = false;
 	context = AllocSetContextCreate(CurrentMemoryContext, "pg_accord config",
 									ALLOCSET_DEFAULT_SIZES);
@@ -474,7 +479,9 @@ accord_config_get(void)
 	config->accounts = create_accounts(context);
 	PG_TRY();
 	{
+		PushActiveSnapshot(GetLatestSnapshot());
 		load_config(config);
+		PopActiveSnapshot();
 	}
 	PG_CATCH();
 	{
