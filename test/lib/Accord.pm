@@ -22,7 +22,7 @@ use PostgreSQL::Test::Utils;
 use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(new_node start_stub channel route insert_row insert_sql literal events poll_until workers dispatcher
-  wait_for_delivery wait_for_rows timeout_default);
+  crash_server wait_for_delivery wait_for_rows timeout_default);
 
 # Seconds that a condition may take before the test gives up on it.
 sub timeout_default
@@ -141,6 +141,34 @@ sub dispatcher
     poll_until(sub { @pids = workers($node, 'dispatcher', $database || 'postgres') }, 'a dispatcher');
     die "there are several dispatchers: @pids\n" if @pids > 1;
     return $pids[0];
+}
+
+# Ends the postmaster by SIGKILL, waits until its children have noticed and ended, and starts the server again. The lock
+# files are removed because a process that nobody reaps still looks like a running one.
+sub crash_server
+{
+    my ($node) = @_;
+    my ($postmaster) = split /\n/, slurp_file($node->data_dir . '/postmaster.pid');
+    my @children = grep { (process_stat($_))[1] == $postmaster } map { m{(\d+)$} } glob '/proc/[0-9]*';
+
+    kill 'KILL', $postmaster;
+    poll_until(sub { !grep { (process_stat($_))[0] ne 'Z' } $postmaster, @children }, 'killed processes to be gone');
+    unlink $node->data_dir . '/postmaster.pid', $node->host . '/.s.PGSQL.' . $node->port . '.lock';
+    $node->{_pid} = undef;
+    $node->start;
+    return;
+}
+
+# The state and the parent of a process; those of a zombie when there is none.
+sub process_stat
+{
+    my ($pid) = @_;
+    my $line;
+    if (open my $stat, '<', "/proc/$pid/stat")
+    {
+        $line = <$stat>;
+    }
+    return defined $line && $line =~ /^\d+ \(.*\) (\S) (\d+)/s ? ($1, $2) : ('Z', 0);
 }
 
 # Waits until the query returns these rows (columns separated by |); dies, and says what it returned, when it does not.

@@ -24,7 +24,7 @@ sub named_channel
     return;
 }
 
-# Adds a rule for a path; the first one that matches is used.
+# Adds a rule for a path; the first one that matches is used. All rules are as good as new then: "times" begins anew.
 sub answer
 {
     my ($path, %do) = @_;
