@@ -468,8 +468,8 @@ accord_config_get(void)
 
 	/*
 	 * What is invalidated while we read makes it stale again. The caller's
-	 * snapshot may be from before the change we were told of, and we would not
-	 * be told again.
+	 * snapshot may be from before the change we were told of, and we would
+	 * not be told again.
 	 */
 	stale = false;
 	context = AllocSetContextCreate(CurrentMemoryContext, "pg_accord config",
