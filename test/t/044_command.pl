@@ -1,7 +1,7 @@
-# Commands, each of which counts once: what was not sent is sent again; what was sent without an answer is repeated under
-# its key where the channel honours one, else held for a person; and what is repeated is so to the letter. The dispatcher
-# and the postmaster are killed with commands of every kind in flight: none is lost, and the stub, which honours keys as
-# a channel does and counts what comes without, sees no command take effect twice.
+# Commands, each of which counts once: what was not sent is sent again; what was sent without an answer is repeated
+# under its key where the channel honours one, else held for a person; and what is repeated is so to the letter. The
+# dispatcher and the postmaster are killed with commands of every kind in flight: none is lost, and the stub, which
+# honours keys as a channel does and counts what comes without, sees no command take effect twice.
 use strict;
 use warnings FATAL => 'all';
 
