@@ -328,9 +328,9 @@ check_auth_string(RowCheck *check, Jsonb *auth, const AccordAuthKind *kind,
 	if (strcmp(name, "user") == 0 && strchr(value, ':') != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("user \"%s\" in auth of %s holds a colon", value,
-						check->table),
-				 errhint("Basic authentication has no way to send it.")));
+				 errmsg("user in auth of %s holds a colon", check->table),
+				 errhint("INSERT the password INTO accord.secret (name, "
+						 "value) and give that name as \"secret\".")));
 }
 
 /* Warns when a named secret is not stored: it may be later. */
@@ -586,6 +586,7 @@ static void
 check_route(RowCheck *check)
 {
 	char	   *method = get_text(check, "method");
+	Oid			owner = check_owner(check);
 
 	check_topic(get_text(check, "topic"));
 	check_ops(check);
@@ -598,7 +599,10 @@ check_route(RowCheck *check)
 	accord_config_check_headers(check->table, "headers",
 								get_json(check, "headers"), true);
 	check_content_type(get_text(check, "content_type"));
-	check_body_function(check, check_owner(check));
+	/* whoever disables a route need not be allowed to run its function */
+	if (check->old == NULL || column_changed(check, "body_function") ||
+		column_changed(check, "owner"))
+		check_body_function(check, owner);
 }
 
 static void
