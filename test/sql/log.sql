@@ -28,8 +28,8 @@ INSERT INTO accord.outbox (topic, key, op, payload, before, source, account, cha
             '2025-12-31 23:59:59+00', 'lg-full', '{"traceparent": "00-1-2-01"}') RETURNING event_id \gset
 COMMIT;
 \x
-SELECT event_id = :'event_id' AS same_id, committed_at >= recorded_at AS in_time, topic, key, op, payload, before, source,
-       account, channels, deliver_at AT TIME ZONE 'UTC' AS deliver_at, occurred_at AT TIME ZONE 'UTC' AS occurred_at,
+SELECT event_id = :'event_id' AS same_id, committed_at >= recorded_at AS in_time, topic, key, op, payload, before,
+       source, account, channels, deliver_at AT TIME ZONE 'UTC' AS deliver_at, occurred_at AT TIME ZONE 'UTC' AS occurred_at,
        idempotency_key, headers, actor, reason, correlation_id
 FROM accord.read(:start + 2, 100);
 \x

@@ -50,7 +50,8 @@ INSERT INTO accord.outbox (topic) VALUES ('ob.who');
 RELEASE u;
 RELEASE t;
 COMMIT;
-SELECT c.events, c.actor, c.reason, c.correlation_id, c.role = (SELECT oid FROM pg_roles WHERE rolname = current_user) AS me
+SELECT c.events, c.actor, c.reason, c.correlation_id,
+       c.role = (SELECT oid FROM pg_roles WHERE rolname = current_user) AS me
 FROM accord.commit_log c WHERE c.tx_id IN (SELECT tx_id FROM accord.event_log WHERE topic = 'ob.who');
 SELECT ord FROM accord.event_log WHERE topic = 'ob.who' ORDER BY ord;
 
@@ -86,7 +87,8 @@ SELECT count(*) FROM accord.event_log WHERE topic = 'ob.idem';
 BEGIN;
 INSERT INTO accord.outbox (topic, idempotency_key) VALUES ('ob.idem', 'free');
 ROLLBACK;
-INSERT INTO accord.outbox (topic, payload, idempotency_key) VALUES ('ob.idem', '{"other": true}', 'free') RETURNING payload;
+INSERT INTO accord.outbox (topic, payload, idempotency_key) VALUES ('ob.idem', '{"other": true}', 'free')
+    RETURNING payload;
 
 -- Keys are told apart by what they were used with, in one transaction as between two.
 BEGIN;
@@ -128,7 +130,8 @@ WHEN OTHERS THEN
 END
 $$;
 CREATE FUNCTION pg_temp.try(columns text, VARIADIC vals text[]) RETURNS text LANGUAGE sql AS $$
-    SELECT pg_temp.try(format('INSERT INTO accord.outbox (%s) VALUES (%s)', columns, string_agg(quote_nullable(v), ', ')))
+    SELECT pg_temp.try(format('INSERT INTO accord.outbox (%s) VALUES (%s)', columns,
+                              string_agg(quote_nullable(v), ', ')))
     FROM unnest(vals) v
 $$;
 \pset format unaligned
