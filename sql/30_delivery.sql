@@ -62,7 +62,7 @@ CREATE TABLE accord.backlog_log (
     channel text NOT NULL,
     account text NOT NULL,
     key text,
-    state text NOT NULL CHECK (state IN ('scheduled', 'sending', 'retrying', 'replayed', 'held', 'dead', 'delivered', 'skipped', 'discarded')),
+    state text NOT NULL CHECK (state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead', 'delivered', 'skipped', 'discarded')),
     error text,
     request jsonb
 ) PARTITION BY LIST (slot);
@@ -93,6 +93,16 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- checkpoint: one row, the lowest position as of the last housekeeping. A dump reads sequences later than rows, so a
+-- restored position may be ahead of the rows restored with it; this is not, and adopt() goes back to it. Nothing after it
+-- is emptied.
+CREATE TABLE accord.checkpoint (
+    position bigint NOT NULL,
+    recorded_at timestamptz NOT NULL
+);
+INSERT INTO accord.checkpoint (position, recorded_at) VALUES (0, pg_catalog.now());
+COMMENT ON TABLE accord.checkpoint IS 'the lowest position of the dispatchers as of the last housekeeping: what a restored copy goes back to when it is adopted';
 
 -- identity: the databases this data has been dispatched from; zero: rows of the log came from elsewhere, by a restore.
 -- More than one, or another one: it is a copy, and silent.

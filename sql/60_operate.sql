@@ -4,12 +4,12 @@
 CREATE VIEW accord.backlog AS
     SELECT b.seq, b.ord, b.channel, nullif(b.account, '') AS account, b.key, b.state, b.attempts,
            b.owed_since, b.attempted_at, b.due_at, b.recorded_at AS since, b.error, b.route, b.decided_by,
-           b.tx_id, b.event_slot
+           b.tx_id, b.event_slot, b.version
     FROM (SELECT DISTINCT ON (l.channel, l.account, l.seq, l.ord) l.*
           FROM accord.backlog_log l
           ORDER BY l.channel, l.account, l.seq, l.ord, l.version DESC) b
-    WHERE b.state IN ('scheduled', 'sending', 'retrying', 'replayed', 'held', 'dead');
-COMMENT ON VIEW accord.backlog IS 'deliveries that are exceptions, as they stand: scheduled, sending, retrying, replayed, held or dead';
+    WHERE b.state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead');
+COMMENT ON VIEW accord.backlog IS 'deliveries that are exceptions, as they stand: scheduled, waiting, sending, retrying, replayed, held or dead';
 
 CREATE VIEW accord.dead_letter AS
     SELECT e.event_id, b.channel, b.account, e.topic, e.key, e.op, b.attempts, b.error, b.since AS died_at,
@@ -43,7 +43,7 @@ COMMENT ON FUNCTION accord.decide(text, jsonb[], text) IS 'internal: writes a se
 CREATE FUNCTION accord.select_deliveries(channel text, account text, topic text, key text, state text, error text,
                                          since timestamptz, until timestamptz) RETURNS jsonb[]
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT array_agg(jsonb_build_array(b.seq, b.ord, b.event_slot, b.tx_id, b.channel, coalesce(b.account, ''))
+    SELECT array_agg(jsonb_build_array(b.seq, b.ord, b.event_slot, b.tx_id, b.channel, coalesce(b.account, ''), b.version)
                      ORDER BY b.seq, b.ord)
     FROM accord.backlog b
     LEFT JOIN accord.event_log e ON e.slot = b.event_slot AND e.tx_id = b.tx_id AND e.ord = b.ord
@@ -62,10 +62,10 @@ COMMENT ON FUNCTION accord.select_deliveries(text, text, text, text, text, text,
 CREATE FUNCTION accord.check_state(state text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF state IS NULL OR state NOT IN ('scheduled', 'sending', 'retrying', 'replayed', 'held', 'dead') THEN
+    IF state IS NULL OR state NOT IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('no delivery in the backlog is in state "%s"', state),
-            HINT = 'Give one of scheduled, sending, retrying, replayed, held, dead.';
+            HINT = 'Give one of scheduled, waiting, sending, retrying, replayed, held, dead.';
     END IF;
 END
 $$;
@@ -130,11 +130,25 @@ COMMENT ON FUNCTION accord.discard(uuid, text, text, text) IS 'gives up one even
 
 CREATE FUNCTION accord.adopt() RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    start bigint := (SELECT min(position) FROM accord.checkpoint);
+    highest bigint := (SELECT max(seq) FROM accord.commit_log);
+    position bigint;
 BEGIN
+    -- A restored position may be ahead of the rows that were restored with it: what it passed would be lost.
+    FOR i IN 0 .. 15 LOOP
+        EXECUTE format('SELECT last_value FROM accord.position_%s', i) INTO position;
+        PERFORM setval(format('accord.position_%s', i)::regclass, least(position, start, highest));
+    END LOOP;
+    IF highest > (SELECT last_value FROM accord.commit_seq) THEN
+        PERFORM setval('accord.commit_seq', highest);
+    END IF;
     DELETE FROM accord.identity;
     INSERT INTO accord.identity (system_identifier, database)
         SELECT s.system_identifier, d.oid
         FROM pg_control_system() s, pg_database d WHERE d.datname = current_database();
+    -- Dispatchers that are there began when this was a copy, perhaps an empty one.
+    PERFORM accord.launch();
 END
 $$;
 COMMENT ON FUNCTION accord.adopt() IS 'lets a copy of a database dispatch: from now on it takes the place of the original, which must be silent';

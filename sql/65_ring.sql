@@ -23,26 +23,32 @@ END
 $$;
 COMMENT ON FUNCTION accord.ring_lock(text) IS 'internal: locks slots of a ring, or says that they are in use';
 
--- How far every dispatcher, and every endpoint that lags, has come.
-CREATE FUNCTION accord.ring_floor() RETURNS bigint
+-- How far every dispatcher has come.
+CREATE FUNCTION accord.lowest_position() RETURNS bigint
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     dispatchers bigint;
-    floor bigint;
+    lowest bigint;
     position bigint;
 BEGIN
     SELECT last_value INTO dispatchers FROM accord.dispatcher_count;
     FOR i IN 0 .. greatest(dispatchers, 1) - 1 LOOP
         EXECUTE format('SELECT last_value FROM accord.position_%s', i) INTO position;
-        floor := least(floor, position);
+        lowest := least(lowest, position);
     END LOOP;
-    SELECT least(floor, min(c.seq) - 1) INTO floor
-    FROM (SELECT DISTINCT ON (channel, account) seq FROM accord.cursor_log
-          ORDER BY channel, account, version DESC) c;
-    RETURN floor;
+    RETURN lowest;
 END
 $$;
-COMMENT ON FUNCTION accord.ring_floor() IS 'internal: the commit number up to which no dispatcher will read the log again';
+COMMENT ON FUNCTION accord.lowest_position() IS 'internal: the lowest position of the dispatchers';
+
+-- How far every dispatcher, every endpoint that lags, and the checkpoint have come.
+CREATE FUNCTION accord.ring_floor() RETURNS bigint
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT least(accord.lowest_position(), (SELECT min(position) FROM accord.checkpoint),
+                 (SELECT min(c.seq) - 1 FROM (SELECT DISTINCT ON (channel, account) seq FROM accord.cursor_log
+                                              ORDER BY channel, account, version DESC) c))
+$$;
+COMMENT ON FUNCTION accord.ring_floor() IS 'internal: the commit number up to which no dispatcher will read the logs again';
 
 CREATE FUNCTION accord.turn_log_ring(force boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -89,6 +95,7 @@ DECLARE
     tables text;
     newest timestamptz;
     oldest timestamptz;
+    is_needed boolean;
     is_empty boolean;
 BEGIN
     FOR i IN 1 .. 7 LOOP
@@ -97,6 +104,10 @@ BEGIN
         EXECUTE format('SELECT recorded_at FROM %s ORDER BY ctid DESC LIMIT 1', tables) INTO newest;
         CONTINUE WHEN newest IS NULL;
         EXIT WHEN newest > now() - retention OR NOT accord.ring_lock(tables);
+        -- What was settled beyond the floor must be known when it is read again.
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE seq > accord.ring_floor() AND outcome IN (''delivered'', ''skipped'', ''discarded''))',
+                       tables) INTO is_needed;
+        EXIT WHEN is_needed;
         PERFORM accord.ring_truncate(tables);
     END LOOP;
     EXECUTE format('SELECT recorded_at FROM accord.attempt_log_%s LIMIT 1', turns % 8) INTO oldest;
@@ -139,7 +150,7 @@ BEGIN
                                         WHERE r.channel = o.channel AND r.account = o.account AND r.seq = o.seq
                                           AND r.ord = o.ord AND r.request IS NOT NULL LIMIT 1))
             FROM accord.backlog_log_%2$s o
-            WHERE (o.state IN ('scheduled', 'sending', 'retrying', 'replayed', 'held', 'dead') OR o.seq > %3$s)
+            WHERE (o.state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead') OR o.seq > %3$s)
               AND NOT EXISTS (SELECT FROM accord.backlog_log n
                               WHERE n.channel = o.channel AND n.account = o.account AND n.seq = o.seq AND n.ord = o.ord
                                 AND (n.version > o.version OR n.version = o.version AND n.slot <> o.slot))
@@ -192,6 +203,8 @@ BEGIN
     END;
     PERFORM accord.turn_log_ring(force), accord.turn_attempt_ring(force), accord.turn_backlog_ring(force),
             accord.prune_idempotency_keys();
+    UPDATE accord.checkpoint c SET position = p.lowest, recorded_at = now()
+    FROM (SELECT accord.lowest_position() AS lowest) p WHERE c.position <> p.lowest;
 END
 $$;
 COMMENT ON FUNCTION accord.turn_rings(boolean) IS 'housekeeping, done by the dispatcher once a minute while it is awake: moves the rings of the logs on and empties slots past their retention; with force, moves on at once where the next slot is empty';

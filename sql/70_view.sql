@@ -36,7 +36,7 @@ COMMENT ON VIEW accord.timeline IS 'the life of an event across its channels: re
 CREATE VIEW accord.status AS
     WITH owed AS (
         SELECT o.channel, o.account, pg_catalog.count(*) AS owed, pg_catalog.min(o.committed_at) AS oldest_owed,
-               pg_catalog.count(*) FILTER (WHERE o.state = 'queued') AS queued,
+               pg_catalog.count(*) FILTER (WHERE o.state IN ('queued', 'waiting')) AS queued,
                pg_catalog.count(*) FILTER (WHERE o.state = 'scheduled') AS scheduled,
                pg_catalog.count(*) FILTER (WHERE o.state = 'sending') AS sending,
                pg_catalog.count(*) FILTER (WHERE o.state IN ('retrying', 'replayed')) AS retrying,

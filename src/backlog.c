@@ -32,6 +32,7 @@
 
 static const char *const state_words[] = {
 	[ACCORD_STATE_SCHEDULED] = "scheduled",
+	[ACCORD_STATE_WAITING] = "waiting",
 	[ACCORD_STATE_SENDING] = "sending",
 	[ACCORD_STATE_RETRYING] = "retrying",
 	[ACCORD_STATE_REPLAYED] = "replayed",
@@ -326,13 +327,15 @@ accord_backlog_load(const char *channel, const char *account,
 	"SELECT " BACKLOG_COLUMNS " FROM (SELECT DISTINCT ON "
 	"(channel, account, seq, ord) * FROM accord.backlog_log "
 	"ORDER BY channel, account, seq, ord, version DESC) AS latest "
-	"WHERE state IN ('scheduled', 'sending', 'retrying', 'replayed', 'held') "
+	"WHERE state IN ('scheduled', 'waiting', 'sending', 'retrying', "
+	"'replayed', 'held') "
 	"ORDER BY seq, ord";
 	static const char *const one =
 	"SELECT " BACKLOG_COLUMNS " FROM (SELECT DISTINCT ON (seq, ord) * "
 	"FROM accord.backlog_log WHERE channel = $1 AND account = $2 "
 	"AND (seq, ord) > ($3, $4) ORDER BY seq, ord, version DESC) AS latest "
-	"WHERE state IN ('scheduled', 'sending', 'retrying', 'replayed', 'held')";
+	"WHERE state IN ('scheduled', 'waiting', 'sending', 'retrying', "
+	"'replayed', 'held')";
 	Oid			types[] = {TEXTOID, TEXTOID, INT8OID, INT4OID};
 	Datum		values[4] = {0};
 	Portal		portal;
@@ -458,8 +461,7 @@ accord_backlog_cursors(AccordCursorVisit visit, void *arg)
 	portal = open_query("SELECT version, seq, ord, channel, account FROM "
 						"(SELECT DISTINCT ON (channel, account) * "
 						"FROM accord.cursor_log ORDER BY channel, account, "
-						"version DESC) AS latest WHERE seq IS NOT NULL",
-						0, NULL, NULL);
+						"version DESC) AS latest", 0, NULL, NULL);
 	do
 	{
 		SPI_cursor_fetch(portal, true, 1000);
@@ -468,6 +470,7 @@ accord_backlog_cursors(AccordCursorVisit visit, void *arg)
 			AccordCursorRow row = {
 				.version = column_int64(i, 1),
 				.point = {column_int64(i, 2), column_int32(i, 3)},
+				.done = column_int64(i, 2) == 0,
 				.channel = column_text(i, 4),
 				.account = column_text(i, 5)
 			};
@@ -497,6 +500,22 @@ accord_backlog_set_position(int dispatcher, int64 seq)
 	accord_db_sequence_set(position_sequence(dispatcher), seq);
 }
 
+/* A position ahead of the log (a damaged restore) would pass events over. */
+static void
+bound_position(int dispatcher)
+{
+	int64		position = accord_backlog_position(dispatcher);
+	int64		last = accord_db_sequence_last(accord_db_relid("commit_seq"));
+
+	if (position <= last)
+		return;
+	ereport(LOG,
+			(errmsg("position " INT64_FORMAT " of dispatcher %d is ahead of "
+					"the log, which ends at " INT64_FORMAT ": it is set back",
+					position, dispatcher, last)));
+	accord_backlog_set_position(dispatcher, last);
+}
+
 void
 accord_backlog_share_positions(int count)
 {
@@ -506,6 +525,8 @@ accord_backlog_share_positions(int count)
 	/* not an advisory lock: anybody can take those, and keep them */
 	LockRelationOid(counter, ShareRowExclusiveLock);
 	before = (int) accord_db_sequence_last(counter);
+	for (int i = 0; i < Max(before, count); i++)
+		bound_position(i);
 	if (before != count)
 	{
 		int64		lowest = accord_backlog_position(0);

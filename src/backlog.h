@@ -14,6 +14,9 @@
 typedef enum AccordState
 {
 	ACCORD_STATE_SCHEDULED,		/* next: SENDING, a closed one, RETRYING */
+	ACCORD_STATE_WAITING,		/* behind another of its key that is retrying
+								 * or held; next: SENDING, a closed one,
+								 * RETRYING, HELD, DEAD */
 	ACCORD_STATE_SENDING,		/* next: any but SCHEDULED; after a crash
 								 * RETRYING or HELD */
 	ACCORD_STATE_RETRYING,		/* next: SENDING, RETRYING, HELD, DEAD, a
@@ -89,7 +92,8 @@ extern void accord_backlog_append_cursors(const AccordCursorRow *rows, int n);
  * find: the highest version of one delivery, without error and request; key
  *   palloc'd.
  * settled: what was settled for good after seq, in either log.
- * cursors: the cursor in force of each endpoint that has one.
+ * cursors: the last cursor of each endpoint that ever had one; it is in force
+ *   unless it is done. Versions go on from there.
  */
 typedef bool (*AccordBacklogVisit) (const AccordBacklogRow *row, void *arg);
 typedef void (*AccordSettledVisit) (const char *channel, const char *account,

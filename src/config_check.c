@@ -58,6 +58,8 @@ static const struct
 	{"payload", true}, {"before", true}, {"headers", true}, {"vars", true}
 };
 
+#define MAX_HEADERS 60			/* of a channel, a route, an event */
+
 #define VARIABLES_HINT \
 	"Use key, topic, op, account, channel, event_id, source, payload.NAME, " \
 	"before.NAME, headers.NAME or vars.NAME (of the account)."
@@ -266,6 +268,12 @@ accord_config_check_headers(const char *relation, const char *column,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s of %s is not an object", column, relation),
 				 errhint("Write '{\"Name\": \"value\"}'.")));
+	if (JB_ROOT_COUNT(headers) > MAX_HEADERS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s of %s has more than %d headers", column, relation,
+						MAX_HEADERS),
+				 errhint("Put what is more into the body.")));
 	iterator = JsonbIteratorInit(&headers->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{

@@ -66,35 +66,40 @@ find_event(AccordBacklogRow *row)
 }
 
 /*
- * One delivery that a person decided about; row says where the event is.
- * False: it is being settled just now.
+ * One delivery that a person decided about; row says where the event is, and
+ * which version of its backlog row was decided about (0: whatever it is).
  */
-static bool
+static void
 decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
 	   int64 seq, bool discard, TimestampTz now)
 {
 	AccordDelivery *delivery = accord_desk_find(desk, endpoint, row->seq,
 												row->ord);
+	int			version = row->version;
 	bool		keep = true;
 	bool		known;
 
-	if (delivery != NULL && delivery->settling)
-		return false;
+	if (delivery != NULL &&
+		(delivery->settling ||	/* named twice */
+		 (version > 0 && delivery->version != version)))
+		return;
 	if (delivery != NULL &&
 		(delivery->phase == ACCORD_PHASE_TAKEN || !delivery->excepted))
 	{
 		delivery->discard = discard;
-		return true;
+		return;
 	}
 	known = accord_backlog_find(endpoint->channel, endpoint->account,
 								row->seq, row->ord, row);
 	if (!known && !find_event(row))
-		return true;
+		return;
 	if (row->decided_by >= seq)
-		return true;			/* done before a restart */
+		return;					/* done before a restart */
+	if (version > 0 && (!known || row->version != version))
+		return;					/* it is something else by now */
 	if (delivery == NULL && discard &&
 		(!known || row->state >= ACCORD_STATE_DELIVERED))
-		return true;			/* closed: there is nothing to give up */
+		return;					/* closed: there is nothing to give up */
 	if (delivery == NULL)
 	{
 		keep = !endpoint->overflow && !accord_endpoint_full(desk, endpoint);
@@ -108,17 +113,17 @@ decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
 		accord_settle_replay(delivery, row->key, now, keep);
 	if (!keep)
 		accord_recovery_overflow(desk, endpoint);
-	return true;
 }
 
 /*
- * One of a decision's deliveries: [seq, ord, slot, tx_id, channel, account].
- * The endpoint is NULL when it is not ours, or not to be read.
+ * One of a decision's deliveries: [seq, ord, slot, tx_id, channel, account,
+ * and the version that was selected, unless it is any]. The endpoint is NULL
+ * when it is not ours, or not to be read.
  */
 static AccordEndpoint *
 read_item(AccordDesk *desk, JsonbValue *item, AccordBacklogRow *place)
 {
-	char	   *part[6];
+	char	   *part[7];
 
 	if (item->type != jbvBinary)
 		return NULL;
@@ -128,7 +133,7 @@ read_item(AccordDesk *desk, JsonbValue *item, AccordBacklogRow *place)
 		NULL : getIthJsonbValueFromContainer(item->val.binary.data, i);
 
 		part[i] = value ? accord_json_text(value) : NULL;
-		if (part[i] == NULL)
+		if (part[i] == NULL && i < 6)
 			return NULL;
 	}
 	if (strlen(part[4]) > MAX_CHANNEL || strlen(part[5]) > MAX_ACCOUNT)
@@ -138,6 +143,7 @@ read_item(AccordDesk *desk, JsonbValue *item, AccordBacklogRow *place)
 	place->ord = atoi(part[1]);
 	place->event_slot = atoi(part[2]);
 	place->tx_id = strtoll(part[3], NULL, 10);
+	place->version = part[6] ? atoi(part[6]) : 0;
 	return accord_assign_endpoint(desk, part[4], part[5]);
 }
 
@@ -146,25 +152,37 @@ accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 					 TupleTableSlot *row, const char *topic, TimestampTz now)
 {
 	bool		isnull;
-	Datum		payload = slot_getattr(row, ACCORD_EVENT_PAYLOAD,
-									   &isnull);
+	Datum		payload = slot_getattr(row, ACCORD_EVENT_PAYLOAD, &isnull);
 	bool		discard = strcmp(topic, "accord.discard") == 0;
-	bool		done = true;
 
-	for (int i = 0; !isnull; i++)
+	/* all of it or nothing: first whether any is being settled just now */
+	for (int pass = 0; pass < 2 && !isnull; pass++)
 	{
-		AccordBacklogRow place;
-		AccordEndpoint *endpoint;
-		JsonbValue *item = accord_json_path(DatumGetJsonbP(payload),
-											psprintf("deliveries.%d", i));
+		JsonbValue *item;
 
-		if (item == NULL)
-			break;
-		endpoint = read_item(desk, item, &place);
-		if (endpoint != NULL)
-			done &= decide(desk, endpoint, &place, commit->seq, discard, now);
+		for (int i = 0;
+			 (item = accord_json_path(DatumGetJsonbP(payload),
+									  psprintf("deliveries.%d", i))) != NULL;
+			 i++)
+		{
+			AccordBacklogRow place;
+			AccordEndpoint *endpoint = read_item(desk, item, &place);
+			AccordDelivery *delivery;
+
+			if (endpoint == NULL)
+				continue;
+			if (pass == 1)
+			{
+				decide(desk, endpoint, &place, commit->seq, discard, now);
+				continue;
+			}
+			delivery = accord_desk_find(desk, endpoint, place.seq, place.ord);
+			if (delivery != NULL && delivery->settling)
+			{
+				accord_settle_hurry();
+				return false;
+			}
+		}
 	}
-	if (!done)
-		accord_settle_hurry();
-	return done;
+	return true;
 }

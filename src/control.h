@@ -12,7 +12,7 @@
  * Applies a control event, a row of event_log with this topic, to the
  * deliveries of our endpoints. Their new rows are in the settling batch.
  * False: one of them is in that batch already; apply the event again when the
- * batch is committed. What was applied is not applied twice.
+ * batch is committed. Nothing of it was applied.
  */
 extern bool accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 								 TupleTableSlot *row, const char *topic,

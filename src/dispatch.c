@@ -280,22 +280,26 @@ admit(TimestampTz now)
 	AccordDelivery *taken[ADMIT_AT_ONCE];
 	int			room = accord_http_capacity() - accord_http_in_flight();
 	int			n = take_ready(taken, Min(room, ADMIT_AT_ONCE));
+	int			held = n;		/* so many whose events are in memory */
 	bool		transaction = n > 0 && needs_transaction(taken, n);
 
 	if (transaction)
 	{
 		accord_db_begin();
 		MemoryContextSwitchTo(turn_context);
-		accord_intake_events(desk, taken, n);
+		held = accord_intake_events(desk, taken, n,
+									accord_http_in_flight() == 0);
 	}
-	for (int i = 0; i < n; i++)
+	for (int i = n - 1; i >= held; i--)
+		accord_delivery_put_back(desk, taken[i]);
+	for (int i = 0; i < held; i++)
 		send_delivery(taken[i], now);
 	if (transaction)
 	{
 		accord_db_commit();
 		MemoryContextSwitchTo(turn_context);
 	}
-	return n == ADMIT_AT_ONCE && n < room;
+	return n == ADMIT_AT_ONCE && n < room && held == n;
 }
 
 /* Takes in what the network has answered. */
@@ -424,9 +428,14 @@ heed(void)
 	}
 	if (accord_identity_stale())
 	{
+		bool		was_here = here;
+
 		PushActiveSnapshot(GetTransactionSnapshot());
 		here = accord_identity_here();
 		PopActiveSnapshot();
+		/* adopted: what was found at the start may have been restored since */
+		if (here && !was_here)
+			ShutdownRequestPending = true;
 	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(turn_context);
@@ -485,7 +494,7 @@ turn(void)
 	if (accord_settle_timeout(now, idle) == 0)
 	{
 		settle(now);
-		more |= !dlist_is_empty(&desk->ready);
+		more |= !dlist_is_empty(&desk->ready) || accord_intake_hungry(desk);
 		now = GetCurrentTimestamp();
 	}
 	if (more || awake)
@@ -500,6 +509,9 @@ static void
 set_session(void)
 {
 	static const char *const settings[][2] = {
+		{"role", "none"},
+		{"session_replication_role", "origin"},
+		{"standard_conforming_strings", "on"},
 		{"search_path", "pg_catalog, pg_temp"},
 		{"synchronous_commit", "local"},
 		{"statement_timeout", "0"},
@@ -507,6 +519,7 @@ set_session(void)
 		{"idle_in_transaction_session_timeout", "0"},
 		{"default_transaction_isolation", "read committed"},
 		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
 		{"row_security", "off"},
 		{"jit", "off"}
 	};

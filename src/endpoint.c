@@ -585,6 +585,18 @@ accord_delivery_take(AccordDesk *desk, AccordEndpoint *endpoint)
 }
 
 void
+accord_delivery_put_back(AccordDesk *desk, AccordDelivery *delivery)
+{
+	AccordEndpoint *endpoint = delivery->endpoint;
+
+	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->settling);
+	endpoint->in_flight--;
+	delivery->phase = ACCORD_PHASE_READY;
+	dlist_push_head(&endpoint->ready, &delivery->queue_node);
+	accord_endpoint_rotate(desk, endpoint);
+}
+
+void
 accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,
 					   bool answered)
 {

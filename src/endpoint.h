@@ -32,7 +32,7 @@ typedef enum AccordPhase
 	ACCORD_PHASE_WAITING,		/* behind another of its key; next: READY */
 	ACCORD_PHASE_READY,			/* next: TAKEN */
 	ACCORD_PHASE_TAKEN,			/* being made, in flight, or being settled;
-								 * next: PARKED, HELD, freed */
+								 * next: PARKED, HELD, READY, freed */
 	ACCORD_PHASE_PARKED,		/* until due_at; next: WAITING, READY, freed */
 	ACCORD_PHASE_HELD			/* until a person decides; next: READY, freed */
 } AccordPhase;
@@ -231,6 +231,10 @@ extern void accord_delivery_queue(AccordDesk *desk, AccordDelivery *delivery);
 /* The endpoint's next READY one becomes TAKEN; NULL: none. */
 extern AccordDelivery *accord_delivery_take(AccordDesk *desk,
 											AccordEndpoint *endpoint);
+
+/* TAKEN, but nothing was done with it: READY again, the first. */
+extern void accord_delivery_put_back(AccordDesk *desk,
+									 AccordDelivery *delivery);
 
 /* A TAKEN delivery's request slot is free again; answered: by its channel. */
 extern void accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,

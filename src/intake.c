@@ -380,19 +380,24 @@ accord_intake_due(AccordDesk *desk, TimestampTz now)
 		accord_delivery_queue(desk, delivery);
 }
 
-void
-accord_intake_events(AccordDesk *desk, AccordDelivery **deliveries, int n)
+int
+accord_intake_events(AccordDesk *desk, AccordDelivery **deliveries, int n,
+					 bool at_least_one)
 {
 	AccordPoint nowhere = {0, ACCORD_ORD_ALL};
 	AccordLogReader *reader = accord_log_open(nowhere, 0);
+	Size		limit = 2 * (Size) accord_dispatch_memory * 1024;
+	int			i;
 
-	for (int i = 0; i < n; i++)
+	for (i = 0; i < n; i++)
 	{
 		AccordDelivery *delivery = deliveries[i];
 		TupleTableSlot *row;
 
 		if (delivery->event != NULL)
 			continue;
+		if (desk->bytes > limit && (i > 0 || !at_least_one))
+			break;
 		row = accord_log_event(reader, delivery->slot, delivery->tx_id,
 							   delivery->ord);
 		if (row == NULL)
@@ -401,4 +406,5 @@ accord_intake_events(AccordDesk *desk, AccordDelivery **deliveries, int n)
 		delivery->event->refs++;
 	}
 	accord_log_close(reader);
+	return i;
 }

@@ -23,9 +23,11 @@ extern void accord_intake_due(AccordDesk *desk, TimestampTz now);
 
 /*
  * Reads the events of TAKEN deliveries that have none in memory. In a
- * transaction. An event that is not in the log any more stays NULL.
+ * transaction. An event that is not in the log any more stays NULL. Stops
+ * when memory is full, but not before the first when at_least_one; returns
+ * how many deliveries have been dealt with.
  */
-extern void accord_intake_events(AccordDesk *desk,
-								 AccordDelivery **deliveries, int n);
+extern int	accord_intake_events(AccordDesk *desk, AccordDelivery **deliveries,
+								 int n, bool at_least_one);
 
 #endif							/* ACCORD_INTAKE_H */

@@ -137,6 +137,8 @@ admit_exception(AccordDesk *desk, AccordEndpoint *endpoint,
 		delivery->lost = true;
 		accord_delivery_queue(desk, delivery);
 	}
+	else if (row->state == ACCORD_STATE_WAITING)
+		accord_delivery_queue(desk, delivery);
 	else
 		accord_delivery_park(desk, delivery, row->due_at);
 	return true;
@@ -210,9 +212,11 @@ load_cursor(const AccordCursorRow *row, void *arg)
 
 	if (endpoint == NULL)
 		return;
+	endpoint->cursor_version = row->version;
+	if (row->done)
+		return;
 	endpoint->cursored = true;
 	endpoint->persisted = row->point;
-	endpoint->cursor_version = row->version;
 	accord_endpoint_lag(desk, endpoint, row->point);
 	accord_endpoint_touch(desk, endpoint);
 }

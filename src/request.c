@@ -23,6 +23,7 @@
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "storage/latch.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -41,7 +42,7 @@
 #include "request.h"
 #include "template.h"
 
-#define MAX_HEADERS 64
+#define MAX_HEADERS 256			/* of all sources; each has its own limit */
 
 /* What a template's variables are looked up in. */
 typedef struct Variables
@@ -54,6 +55,34 @@ typedef struct Variables
 volatile	sig_atomic_t accord_request_in_function = false;
 
 static TupleDesc event_desc = NULL;
+static TimeoutId end_timeout;	/* a function has ignored its cancellation */
+
+/* Signal handler: nothing in a function can catch this. */
+static void
+end_dispatcher(void)
+{
+	ProcDiePending = true;
+	InterruptPending = true;
+	SetLatch(MyLatch);
+}
+
+/* A function is cancelled when its time is up; and we end with it when it goes
+ * on for another second all the same. */
+static void
+begin_function(void)
+{
+	accord_request_in_function = true;
+	enable_timeout_after(STATEMENT_TIMEOUT, accord_function_timeout);
+	enable_timeout_after(end_timeout, accord_function_timeout + 1000);
+}
+
+static void
+end_function(void)
+{
+	disable_timeout(end_timeout, false);
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	accord_request_in_function = false;
+}
 
 void
 accord_request_init(void)
@@ -62,6 +91,7 @@ accord_request_init(void)
 								 AccessShareLock);
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
+	end_timeout = RegisterTimeout(USER_TIMEOUT, end_dispatcher);
 	event_desc = CreateTupleDescCopy(RelationGetDescr(rel));
 	MemoryContextSwitchTo(old);
 	table_close(rel, NoLock);
@@ -420,11 +450,9 @@ run_as_owner(AccordRequest *request, Variables *variables)
 						"superuser"),
 				 errhint("UPDATE accord.route SET owner to the application's "
 						 "role.")));
-	accord_request_in_function = true;
-	enable_timeout_after(STATEMENT_TIMEOUT, accord_function_timeout);
+	begin_function();
 	result = call_function(variables);
-	disable_timeout(STATEMENT_TIMEOUT, false);
-	accord_request_in_function = false;
+	end_function();
 	if (result == NULL)
 		request->skip = true;
 	else
@@ -470,8 +498,7 @@ make_by_function(AccordRequest *request, Variables *variables)
 		MemoryContextSwitchTo(caller);
 		error = CopyErrorData();
 		FlushErrorState();
-		disable_timeout(STATEMENT_TIMEOUT, false);
-		accord_request_in_function = false;
+		end_function();
 		RollbackAndReleaseCurrentSubTransaction();
 		request->error = psprintf("function %s: %s",
 								  variables->route->body_function,

@@ -23,7 +23,7 @@ run_turn(void)
 {
 	accord_db_begin();
 	SPI_connect();
-	if (SPI_execute("SELECT accord.turn_rings()", false, 0) != SPI_OK_SELECT)
+	if (SPI_execute("SELECT accord.turn_rings(false)", false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not run accord.turn_rings()");
 	SPI_finish();
 	accord_db_commit();

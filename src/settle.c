@@ -10,8 +10,9 @@
  *   - A delivery is in the settling batch at most once.
  *   - The position written in a batch is what earlier batches committed.
  *   - A request that is in flight for longer than SPILL_AFTER gets a row
- *     ('sending') so that it does not hold the position; an endpoint whose
- *     queue stands for so long gets a cursor of its own.
+ *     ('sending') so that it does not hold the position; so does what waits
+ *     for so long behind one of its key that is retrying or held ('waiting').
+ *     An endpoint whose queue stands for so long gets a cursor of its own.
  *
  * On failure the transaction's error ends the dispatcher. The next one reads
  * again from the position and drops what was settled.
@@ -44,7 +45,7 @@ typedef enum Sequel
 	SEQUEL_PARK,				/* until due_at */
 	SEQUEL_HOLD,				/* until a person decides */
 	SEQUEL_SEND,				/* the intent is durable */
-	SEQUEL_SPILL,				/* goes on flying */
+	SEQUEL_SPILL,				/* goes on flying, or waiting */
 	SEQUEL_QUEUE				/* its turn is now */
 } Sequel;
 
@@ -420,13 +421,28 @@ accord_settle_timeout(TimestampTz now, bool idle)
 	return (batch.since + delay - now + 999) / 1000;
 }
 
-/* Gives long requests a row of their own. True: others are under way. */
+/* Whether it waits for one of its key that will take its time. */
 static bool
-spill_flying(AccordEndpoint *endpoint, TimestampTz now)
+is_blocked(const AccordDelivery *delivery)
+{
+	const AccordDelivery *holder = delivery->lane ?
+	delivery->lane->holder : NULL;
+
+	return delivery->phase == ACCORD_PHASE_WAITING && holder != NULL &&
+		(holder->phase == ACCORD_PHASE_PARKED ||
+		 holder->phase == ACCORD_PHASE_HELD);
+}
+
+/*
+ * Gives long requests, and what is blocked for long, a row of their own. True:
+ * there are others that may come to need one.
+ */
+static bool
+spill_lasting(AccordEndpoint *endpoint, TimestampTz now)
 {
 	dlist_iter	iter;
 	TimestampTz long_ago = now - SPILL_AFTER * 1000;
-	bool		flying = false;
+	bool		others = false;
 
 	dlist_foreach(iter, &endpoint->owed)
 	{
@@ -435,14 +451,15 @@ spill_flying(AccordEndpoint *endpoint, TimestampTz now)
 
 		if (batch.n_settlements >= BATCH_LIMIT * 2 - 1)
 			return true;
-		if (delivery->sent && !delivery->settling &&
-			delivery->started_at < long_ago)
-			add_row(add_settlement(delivery, SEQUEL_SPILL),
-					ACCORD_STATE_SENDING, NULL, NULL);
+		if (delivery->settling || (!delivery->sent && !is_blocked(delivery)))
+			others |= delivery->phase == ACCORD_PHASE_TAKEN;
+		else if (delivery->started_at >= long_ago)
+			others = true;
 		else
-			flying |= delivery->phase == ACCORD_PHASE_TAKEN;
+			add_row(add_settlement(delivery, SEQUEL_SPILL), delivery->sent ?
+					ACCORD_STATE_SENDING : ACCORD_STATE_WAITING, NULL, NULL);
 	}
-	return flying;
+	return others;
 }
 
 static void
@@ -513,7 +530,7 @@ prepare_positions(TimestampTz now)
 		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
 												   active_node, iter.cur);
 
-		batch.desk->unrest |= spill_flying(endpoint, now);
+		batch.desk->unrest |= spill_lasting(endpoint, now);
 		move_cursor(endpoint, now);
 		batch.desk->unrest |= endpoint->n_owed > 0 && !endpoint->cursored;
 		accord_endpoint_touch(batch.desk, endpoint);
@@ -552,7 +569,9 @@ follow(Settlement *settlement, AccordSettleSend send)
 	if (settlement->has_row && settlement->sequel != SEQUEL_FREE)
 		accord_delivery_except(desk, delivery, settlement->state);
 	if (delivery->event != NULL && (settlement->sequel == SEQUEL_PARK ||
-									settlement->sequel == SEQUEL_HOLD))
+									settlement->sequel == SEQUEL_HOLD ||
+									(settlement->sequel == SEQUEL_SPILL &&
+									 !delivery->sent)))
 	{
 		accord_event_release(desk, delivery->event);
 		delivery->event = NULL;

@@ -78,9 +78,11 @@ visit_cursor(const AccordCursorRow *row, void *arg)
 {
 	OwedScan   *scan = arg;
 	uint64		endpoint = accord_endpoint_hash(row->channel, row->account);
-	CursorEntry *entry = hash_search(scan->cursors, &endpoint, HASH_ENTER,
-									 NULL);
+	CursorEntry *entry;
 
+	if (row->done)
+		return;
+	entry = hash_search(scan->cursors, &endpoint, HASH_ENTER, NULL);
 	entry->point = row->point;
 	scan->lowest = Min(scan->lowest, row->point.seq - 1);
 }
