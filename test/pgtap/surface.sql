@@ -1,0 +1,355 @@
+-- surface: what users see of the extension is what README says, to the column and the argument; all of it is described;
+-- and nobody may do more with it than the grant helpers grant.
+BEGIN;
+SET client_min_messages = warning;
+SET search_path = pg_catalog, public;
+SELECT no_plan();
+
+-- What belongs to the extension.
+CREATE TEMPORARY VIEW member AS
+    SELECT d.classid, d.objid FROM pg_depend d
+    WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+      AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_accord');
+CREATE TEMPORARY VIEW relation AS
+    SELECT c.oid, c.relname::text AS name, c.relkind AS kind, c.relispartition AS is_partition
+    FROM member m JOIN pg_class c ON c.oid = m.objid WHERE m.classid = 'pg_class'::regclass;
+CREATE TEMPORARY VIEW function AS
+    SELECT p.oid, p.proname::text AS name, p.prosecdef, p.proconfig, l.lanname, p.prorettype,
+           format('%s(%s) %s', p.proname, pg_get_function_identity_arguments(p.oid),
+                  pg_get_function_result(p.oid)) AS signature,
+           coalesce(obj_description(p.oid, 'pg_proc'), '') AS comment
+    FROM member m JOIN pg_proc p ON p.oid = m.objid JOIN pg_language l ON l.oid = p.prolang
+    WHERE m.classid = 'pg_proc'::regclass;
+
+-- ---- tables, views and types ----------------------------------------------------------------------------------------
+
+CREATE TEMPORARY TABLE expected (name text, columns text);
+INSERT INTO expected VALUES
+    ('account', 'channel text not null, name text not null, base_url text, enabled boolean not null default true,
+        auth jsonb, vars jsonb not null default ''{}''::jsonb, description text'),
+    ('attempt', 'recorded_at timestamptz, event_id uuid, topic text, key text, channel text, account text, attempt
+        integer, outcome text, status smallint, sent text, duration_ms real, error text, response text,
+        request_id text, seq bigint, ord integer'),
+    ('attempt_log', 'seq bigint not null, recorded_at timestamptz not null, ord integer not null, attempt integer not
+        null, duration_ms real, slot smallint not null, status smallint, channel text not null, account
+        text not null, outcome text not null, sent text, error text, response text, request_id text'),
+    ('backlog', 'seq bigint, ord integer, channel text, account text, key text, state text, attempts integer,
+        owed_since timestamptz, attempted_at timestamptz, due_at timestamptz, since timestamptz, error
+        text, route bigint, decided_by bigint, tx_id bigint, event_slot smallint, version integer'),
+    ('backlog_log', 'seq bigint not null, tx_id bigint not null, recorded_at timestamptz not null, owed_since
+        timestamptz not null, attempted_at timestamptz, due_at timestamptz, route bigint, decided_by
+        bigint, ord integer not null, version integer not null, attempts integer not null, slot smallint
+        not null, event_slot smallint not null, channel text not null, account text not null, key text,
+        state text not null, error text, request jsonb'),
+    ('channel', 'name text not null, base_url text not null, enabled boolean not null default true, auth jsonb not
+        null default ''{"type": "none"}''::jsonb, headers jsonb not null default ''{}''::jsonb, ordering
+        text not null default ''key''::text, max_in_flight integer not null default 16, connect_timeout
+        interval not null default ''00:00:10''::interval, timeout interval not null default
+        ''00:00:30''::interval, stall_timeout interval not null default ''00:00:15''::interval, retry_base
+        interval not null default ''00:00:01''::interval, retry_cap interval not null default
+        ''00:10:00''::interval, max_attempts integer not null default 20, max_age interval not null
+        default ''1 day''::interval, idempotency_header text default ''Idempotency-Key''::text,
+        idempotency_window interval, max_response integer not null default 65536, description text'),
+    ('checkpoint', 'position bigint not null, recorded_at timestamptz not null'),
+    ('commit_log', 'seq bigint not null, tx_id bigint not null, committed_at timestamptz not null, role oid not null,
+        events integer not null, slot smallint not null, actor text, application_name text, client_addr
+        inet, reason text, correlation_id text'),
+    ('cursor_log', 'version bigint not null, seq bigint, recorded_at timestamptz not null, ord integer, slot smallint
+        not null, channel text not null, account text not null'),
+    ('dead_letter', 'event_id uuid, channel text, account text, topic text, key text, op text, attempts integer, error
+        text, died_at timestamptz, owed_since timestamptz, payload jsonb, seq bigint, ord integer'),
+    ('event_log', 'tx_id bigint not null, ord integer not null, slot smallint not null, event_id uuid not null,
+        occurred_at timestamptz not null, recorded_at timestamptz not null, deliver_at timestamptz, topic
+        text not null, key text, op text not null, source text, account text, channels text[],
+        idempotency_key text, payload jsonb, before jsonb, headers jsonb'),
+    ('http_request', 'method text, path text, headers jsonb, body text'),
+    ('idempotency_key', 'scope text not null, key text not null, fingerprint bytea not null, event_id uuid not null,
+        created_at timestamptz not null default now()'),
+    ('identity', 'system_identifier bigint not null, database oid not null, recorded_at timestamptz not null default
+        now()'),
+    ('outbox', 'event_id uuid default accord.outbox_event_id(), topic text, key text, op text default
+        ''event''::text, payload jsonb, before jsonb, source text, account text, channels text[],
+        deliver_at timestamptz, idempotency_key text, headers jsonb, occurred_at timestamptz, recorded_at
+        timestamptz, tx_id bigint, ord integer'),
+    ('route', 'id bigint not null identity, channel text not null, topic text not null default ''*''::text, ops
+        text[], position integer not null default 100, enabled boolean not null default true, method text
+        not null default ''POST''::text, path text not null default ''''::text, headers jsonb not null
+        default ''{}''::jsonb, content_type text not null default ''application/json''::text, mode text
+        not null default ''state''::text, body_function text, ambiguous text not null default
+        ''hold''::text, owner text not null default CURRENT_USER, description text'),
+    ('secret', 'name text not null, value text not null, updated_at timestamptz not null default now()'),
+    ('status', 'channel text, account text, state text, owed bigint, oldest_owed timestamptz, queued bigint,
+        scheduled bigint, sending bigint, retrying bigint, held bigint, dead bigint, delivered_last_hour
+        bigint, failed_last_hour bigint, p50_ms real, p99_ms real, last_delivered_at timestamptz,
+        last_attempt_at timestamptz, last_outcome text, last_error text, last_error_at timestamptz'),
+    ('timeline', 'event_id uuid, topic text, key text, at timestamptz, channel text, account text, step text,
+        attempt integer, status smallint, duration_ms real, detail text, seq bigint, ord integer');
+-- Blanks in the list above are for the eye.
+UPDATE expected
+    SET columns = replace(regexp_replace(columns, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
+
+SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT is_partition$$,
+              $$SELECT name FROM expected WHERE name <> 'http_request'$$,
+              'the tables and views are those that README names');
+SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
+              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status'], 'the views are views');
+SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
+              ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log'], 'the logs are partitioned');
+SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
+              $$SELECT format('%s_%s', log, slot) FROM (VALUES ('event_log', 7), ('commit_log', 7), ('attempt_log', 7),
+                ('backlog_log', 3), ('cursor_log', 3)) AS l (log, last), generate_series(0, last) slot$$,
+              'their rings have as many slots as README says');
+SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
+              $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
+                'dispatcher_count', 'route_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$, 'the sequences');
+SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
+                             || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
+                             || coalesce(' default ' || pg_get_expr(f.adbin, f.adrelid), '')
+                             || CASE a.attidentity WHEN 'd' THEN ' identity' ELSE '' END, ', ' ORDER BY a.attnum)
+           FROM pg_attribute a LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
+           WHERE a.attrelid = format('accord.%I', e.name)::regclass AND a.attnum > 0 AND NOT a.attisdropped),
+          e.columns, format('columns of accord.%s', e.name))
+FROM expected e ORDER BY e.name;
+SELECT set_eq($$SELECT typname::text FROM member m JOIN pg_type t ON t.oid = m.objid
+                LEFT JOIN relation r ON r.oid = t.typrelid
+                WHERE m.classid = 'pg_type'::regclass AND t.typelem = 0 AND r.oid IS NULL$$, ARRAY['http_request'],
+              'one type besides those of the tables');
+
+-- ---- functions ------------------------------------------------------------------------------------------------------
+
+CREATE TEMPORARY TABLE expected_function (signature text);
+INSERT INTO expected_function VALUES
+    ('redeliver(channel text, account text, topic text, key text, state text, error text, since timestamptz, until
+        timestamptz, reason text) bigint'),
+    ('redeliver(event_id uuid, channel text, account text, reason text) bigint'),
+    ('discard(channel text, account text, topic text, key text, state text, error text, since timestamptz, until
+        timestamptz, reason text) bigint'),
+    ('discard(event_id uuid, channel text, account text, reason text) bigint'),
+    ('read(after_seq bigint, max integer, OUT seq bigint, OUT committed_at timestamptz, OUT tx_id bigint, OUT ord
+        integer, OUT event_id uuid, OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
+        OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz, OUT deliver_at
+        timestamptz, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT actor text, OUT reason
+        text, OUT correlation_id text) SETOF record'),
+    ('safe_seq() bigint'),
+    ('owed(OUT seq bigint, OUT tx_id bigint, OUT ord integer, OUT event_slot smallint, OUT committed_at
+        timestamptz, OUT channel text, OUT account text, OUT state text, OUT attempts integer, OUT due_at
+        timestamptz, OUT error text) SETOF record'),
+    ('expand(template text, variables jsonb) text'),
+    ('grant_writer(role regrole) void'),
+    ('grant_auditor(role regrole) void'),
+    ('grant_admin(role regrole) void'),
+    ('adopt() void'),
+    ('launch() void'),
+    ('turn_rings(force boolean) void');
+UPDATE expected_function
+    SET signature = replace(regexp_replace(signature, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
+SELECT set_eq($$SELECT signature FROM function WHERE comment !~ '^(internal|trigger): '$$,
+              $$SELECT signature FROM expected_function$$, 'the functions are those that README names');
+SELECT is((SELECT pg_get_function_arguments(oid) FROM function
+           WHERE name = 'discard' AND signature ~ '^.......\(channel'),
+          'channel text, account text DEFAULT NULL::text, topic text DEFAULT NULL::text, key text DEFAULT NULL::text, '
+          'state text DEFAULT ''dead''::text, error text DEFAULT NULL::text, '
+          'since timestamp with time zone DEFAULT NULL::timestamp with time zone, '
+          'until timestamp with time zone DEFAULT NULL::timestamp with time zone, reason text DEFAULT NULL::text',
+          'accord.discard() takes a channel''s dead letters by default');
+SELECT is((SELECT pg_get_function_arguments(oid) FROM function
+           WHERE name = 'discard' AND signature ~ '^.......\(event_id'),
+          'event_id uuid, channel text DEFAULT NULL::text, account text DEFAULT NULL::text, '
+          'reason text DEFAULT NULL::text',
+          'or an event''s, wherever they are');
+SELECT is(pg_get_function_arguments('accord.turn_rings'::regproc), 'force boolean DEFAULT false',
+          'accord.turn_rings() does not force');
+SELECT matches(pg_get_function_arguments('accord.read'::regproc), '^after_seq bigint, max integer DEFAULT 1000, OUT ',
+               'accord.read() reads 1000 by default');
+SELECT bag_eq($$SELECT pg_get_function_arguments(oid) FROM function WHERE name = 'redeliver'$$,
+              $$SELECT pg_get_function_arguments(oid) FROM function WHERE name = 'discard'$$,
+              'accord.redeliver() and accord.discard() take the same');
+SELECT is_empty($$SELECT name FROM function WHERE comment ~ '^trigger: ' <> (prorettype = 'trigger'::regtype)$$,
+                'what is said to be a trigger is one');
+
+-- ---- descriptions ---------------------------------------------------------------------------------------------------
+
+SELECT is_empty($$SELECT signature FROM function WHERE comment = ''$$, 'every function has a comment');
+SELECT is_empty($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT is_partition
+                  AND obj_description(oid, 'pg_class') IS NULL$$, 'every table and view has a comment');
+SELECT is_empty($$SELECT t.typname FROM member m JOIN pg_type t ON t.oid = m.objid
+                  LEFT JOIN relation r ON r.oid = t.typrelid
+                  WHERE m.classid = 'pg_type'::regclass AND t.typelem = 0 AND r.oid IS NULL
+                    AND obj_description(t.oid, 'pg_type') IS NULL$$, 'every type has a comment');
+SELECT is_empty($$SELECT r.name, a.attname FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
+                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'secret') AND a.attname NOT IN
+                        ('id', 'name', 'description', 'updated_at') AND col_description(r.oid, a.attnum) IS NULL$$,
+                'every column that users fill in has a comment');
+
+-- ---- safety ---------------------------------------------------------------------------------------------------------
+
+SELECT isnt_empty($$SELECT FROM function WHERE prosecdef$$, 'there are functions that run as their owner');
+SELECT is_empty($$SELECT signature FROM function WHERE prosecdef
+                  AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)$$,
+                'those pin their search_path');
+SELECT is_empty($$SELECT signature FROM function WHERE lanname <> 'c'
+                  AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)$$,
+                'and so does all that is not C');
+
+-- What PUBLIC, and therefore anybody, may do: name things of the schema, and have the outbox's default computed.
+CREATE ROLE regress_accord_nobody;
+CREATE ROLE "regress_accord Writer";
+CREATE ROLE regress_accord_auditor;
+CREATE ROLE regress_accord_admin;
+CREATE TEMPORARY VIEW may AS
+    SELECT g.rolname::text AS role, r.kind, r.name, p.privilege
+    FROM relation r CROSS JOIN pg_roles g
+    CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER'])
+               AS p (privilege)
+    WHERE r.kind <> 'S' AND g.rolname LIKE 'regress\_accord%'
+      AND has_table_privilege(g.oid, r.oid, p.privilege)
+    UNION ALL
+    SELECT g.rolname, r.kind, r.name, p.privilege
+    FROM relation r CROSS JOIN pg_roles g CROSS JOIN unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) AS p (privilege)
+    WHERE r.kind = 'S' AND g.rolname LIKE 'regress\_accord%' AND has_sequence_privilege(g.oid, r.oid, p.privilege)
+    UNION ALL
+    SELECT g.rolname, 'f', f.name, 'EXECUTE' FROM function f CROSS JOIN pg_roles g
+    WHERE g.rolname LIKE 'regress\_accord%' AND has_function_privilege(g.oid, f.oid, 'EXECUTE')
+    UNION ALL
+    SELECT g.rolname, 'a', r.name || '.' || a.attname, p.privilege
+    FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 CROSS JOIN pg_roles g
+    CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS p (privilege)
+    WHERE g.rolname LIKE 'regress\_accord%' AND r.kind <> 'S'
+      AND has_column_privilege(g.oid, r.oid, a.attnum, p.privilege)
+      AND NOT has_table_privilege(g.oid, r.oid, p.privilege);
+SELECT ok(has_schema_privilege('regress_accord_nobody', 'accord', 'USAGE'), 'anybody may name things of the schema');
+SELECT ok(NOT has_schema_privilege('regress_accord_nobody', 'accord', 'CREATE'), 'and make none');
+SELECT bag_eq($$SELECT name, privilege FROM may$$,
+              $$SELECT 'outbox_event_id' AS name, 'EXECUTE' AS privilege FROM generate_series(1, 4)$$,
+              'without a grant nobody may do anything');
+
+SELECT accord.grant_writer('"regress_accord Writer"'), accord.grant_auditor('regress_accord_auditor'),
+       accord.grant_admin('regress_accord_admin') \g /dev/null
+SELECT accord.grant_admin('regress_accord_admin') \g /dev/null
+CREATE TEMPORARY VIEW writer_may (name, privilege) AS
+    VALUES ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('owed', 'EXECUTE'), ('expand', 'EXECUTE'),
+           ('outbox_event_id', 'EXECUTE');
+CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
+    SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'outbox', 'backlog',
+                        'dead_letter', 'attempt', 'timeline', 'status', 'channel', 'account', 'route', 'identity', 
+                        'idempotency_key', 'secret.name', 'secret.updated_at']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['owed', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE';
+CREATE TEMPORARY VIEW admin_may (name, privilege) AS
+    SELECT * FROM writer_may UNION SELECT * FROM auditor_may
+    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'secret']) t,
+                           unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
+    UNION VALUES ('route_id_seq', 'USAGE')
+    UNION SELECT unnest(ARRAY['redeliver', 'discard', 'adopt', 'launch']), 'EXECUTE';
+SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,
+              $$VALUES ('outbox_event_id', 'EXECUTE')$$,
+              'grants to others are nobody else''s');
+SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord Writer'$$, $$SELECT * FROM writer_may$$,
+              'what a writer may do');
+SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_auditor'$$, $$SELECT * FROM auditor_may$$,
+              'what an auditor may do');
+SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_admin'$$, $$SELECT * FROM admin_may$$,
+              'what an admin may do');
+SELECT is_empty($$SELECT * FROM may WHERE name IN ('secret', 'secret.value')
+                  AND privilege IN ('SELECT', 'REFERENCES')$$,
+                'nobody reads the value of a secret');
+SELECT is_empty($$SELECT grantee FROM relation r JOIN pg_class c ON c.oid = r.oid, aclexplode(c.relacl)
+                  WHERE is_grantable AND grantee <> c.relowner$$, 'nobody may grant it on');
+
+-- And as them.
+INSERT INTO accord.secret (name, value) VALUES ('surface', 'the secret');
+SET LOCAL ROLE "regress_accord Writer";
+SELECT lives_ok($$INSERT INTO accord.outbox (topic) VALUES ('sf.writer') RETURNING event_id$$,
+                'a writer inserts events');
+SELECT lives_ok($$SELECT count(*) FROM accord.outbox$$, 'and sees what is owed');
+SELECT throws_ok($$SELECT FROM accord.event_log$$, '42501', NULL, 'but not the log');
+SELECT throws_ok($$SELECT accord.grant_writer('regress_accord_nobody')$$, '42501', NULL, 'and grants nothing');
+SET LOCAL ROLE regress_accord_auditor;
+SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor reads accord.' || name)
+FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'outbox', 'backlog',
+                  'dead_letter', 'attempt', 'timeline', 'status', 'channel', 'account', 'route', 'identity',
+                  'idempotency_key']) name;
+SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
+SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');
+SELECT throws_ok($$SELECT value FROM accord.secret$$, '42501', NULL, 'not their values');
+SELECT throws_ok($$INSERT INTO accord.outbox (topic) VALUES ('sf.auditor')$$, '42501', NULL, 'and writes no event');
+SET LOCAL ROLE regress_accord_admin;
+SELECT throws_ok($$SELECT value FROM accord.secret$$, '42501', NULL, 'an admin does not read secrets either');
+SELECT throws_ok($$SELECT count(*) FROM accord.secret s WHERE s IS NOT NULL$$, '42501', NULL, 'not by the row');
+SELECT throws_ok($$UPDATE accord.secret SET updated_at = now() RETURNING value$$, '42501', NULL, 'nor by RETURNING');
+SELECT throws_ok($$UPDATE accord.secret SET name = value$$, '42501', NULL, 'nor by another column');
+SELECT lives_ok($$UPDATE accord.secret SET value = 'another' WHERE name = 'surface'$$, 'an admin replaces them');
+SELECT lives_ok($$SELECT accord.redeliver('nowhere'), accord.discard('nowhere'), accord.redeliver(gen_random_uuid()),
+                  accord.discard(gen_random_uuid())$$, 'redelivers and discards');
+SELECT throws_ok($$SELECT accord.redeliver('nowhere', state => 'delivered')$$, '22023', NULL,
+                 'by a state that there is');
+SELECT throws_ok($$SELECT accord.turn_rings()$$, '42501', NULL, 'but housekeeping is the owner''s');
+SELECT throws_ok($$SELECT accord.grant_writer('regress_accord_nobody')$$, '42501', NULL, 'and so are grants');
+SELECT throws_ok($$INSERT INTO accord.event_log_0 (topic) VALUES ('sf.admin')$$, '42501', NULL, 'and the logs');
+RESET ROLE;
+SELECT throws_ok($$SELECT accord.grant_writer('regress_accord_missing')$$, '42704', NULL, 'a role that is not there');
+
+-- ---- the log --------------------------------------------------------------------------------------------------------
+
+INSERT INTO accord.outbox (topic, key) SELECT 'sf.id', g::text FROM generate_series(1, 500) g;
+-- RFC 9562, section 5.7: 48 bits of Unix milliseconds, version 7, variant 10
+SELECT matches(event_id::text, '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$',
+               'event_id is a UUID of version 7')
+FROM accord.event_log WHERE topic = 'sf.id' LIMIT 1;
+SELECT is_empty($$SELECT event_id FROM accord.event_log WHERE topic = 'sf.id'
+                  AND event_id::text !~ '^.{8}-.{4}-7.{3}-[89ab].{3}-.{12}$'$$, 'all of them are');
+SELECT is_empty($$SELECT event_id, recorded_at FROM accord.event_log WHERE topic = 'sf.id'
+                  AND ('x' || lpad(left(replace(event_id::text, '-', ''), 12), 16, '0'))::bit(64)::bigint
+                      <> floor(extract(epoch FROM recorded_at) * 1000)$$, 'they carry the millisecond of recording');
+SELECT is((SELECT count(DISTINCT event_id) FROM accord.event_log WHERE topic = 'sf.id'), 500::bigint,
+          'no two are the same');
+SELECT is((SELECT count(DISTINCT right(event_id::text, 15)) FROM accord.event_log WHERE topic = 'sf.id'), 500::bigint,
+          'also without the time');
+
+CREATE TEMPORARY TABLE log (name text);
+INSERT INTO log SELECT name FROM relation WHERE name ~ '^(event|commit|attempt|backlog|cursor)_log(_[0-9])?$';
+SELECT is((SELECT count(*) FROM log), 37::bigint, 'five logs, and their slots');
+-- A row in each, as the dispatchers would write them.
+INSERT INTO accord.commit_log VALUES (0, 0, now(), 10, 1, 0);
+INSERT INTO accord.attempt_log (seq, recorded_at, ord, attempt, slot, channel, account, outcome)
+    VALUES (0, now(), 1, 1, 0, 'sf', '', 'delivered');
+INSERT INTO accord.backlog_log (seq, tx_id, recorded_at, owed_since, ord, version, attempts, slot, event_slot,
+                                channel, account, state)
+    VALUES (0, 0, now(), now(), 1, 1, 1, 0, 0, 'sf', '', 'dead');
+INSERT INTO accord.cursor_log VALUES (1, 0, now(), 1, 0, 'sf', '');
+CREATE FUNCTION pg_temp.refused(replication_role text) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+    l record;
+BEGIN
+    PERFORM set_config('session_replication_role', replication_role, true);
+    FOR l IN SELECT name FROM pg_temp.log ORDER BY name LOOP
+        RETURN NEXT throws_ok(format('TRUNCATE accord.%I', l.name), '55000', NULL,
+                              format('%s: TRUNCATE of %s is refused', replication_role, l.name));
+        -- the others are empty, and these triggers are for rows
+        CONTINUE WHEN l.name !~ '(log|_0)$';
+        RETURN NEXT throws_ok(format('DELETE FROM accord.%I', l.name), '55000', NULL,
+                              format('%s: DELETE of %s is refused', replication_role, l.name));
+        RETURN NEXT throws_ok(format('UPDATE accord.%I SET slot = slot', l.name), '55000', NULL,
+                              format('%s: UPDATE of %s is refused', replication_role, l.name));
+    END LOOP;
+    PERFORM set_config('session_replication_role', 'origin', true);
+END
+$$;
+SELECT pg_temp.refused('origin');
+SELECT pg_temp.refused('replica');
+SELECT pg_temp.refused('local');
+SELECT throws_ok(format('INSERT INTO accord.%I DEFAULT VALUES', name), '55000', NULL,
+                 'what did not come by the outbox is refused: ' || name)
+FROM log WHERE name ~ '_0$';
+SELECT is_empty($$SELECT c.relname, t.tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+                  WHERE c.relnamespace = 'accord'::regnamespace AND NOT t.tgisinternal AND c.relkind <> 'v'
+                    AND t.tgenabled <> 'A'$$,
+                'the triggers of the tables are in force in every session');
+
+-- ---- pg_dump --------------------------------------------------------------------------------------------------------
+
+SELECT set_eq($$SELECT name FROM relation r, pg_extension x WHERE x.extname = 'pg_accord' AND r.kind IN ('r', 'p', 'S')
+                AND r.oid <> ALL (x.extconfig)$$, ARRAY['secret'], 'pg_dump takes everything along but secrets');
+SELECT is_empty($$SELECT FROM pg_extension WHERE extname = 'pg_accord' AND '' <> ANY (extcondition)$$, 'all of it');
+
+SELECT finish();
+ROLLBACK;
