@@ -101,7 +101,8 @@ SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
               'their rings have as many slots as README says');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
               $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
-                'dispatcher_count', 'route_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$, 'the sequences');
+                'dispatcher_count', 'route_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
+              'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
                              || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
                              || coalesce(' default ' || pg_get_expr(f.adbin, f.adrelid), '')
