@@ -1,6 +1,6 @@
-# What fails, fails alone: an endpoint that hangs, refuses, answers nonsense or breaks off keeps nobody else waiting. Each
-# time the healthy endpoint has everything while the other still owes all of it, and gets it in the end. Requests in
-# flight are bounded per endpoint, and while the network is waited for, no transaction is open.
+# What fails, fails alone: an endpoint that hangs, refuses, answers nonsense or breaks off keeps nobody else waiting.
+# Each time the healthy endpoint has everything while the other is still owed all of it, and gets it in the end.
+# Requests in flight are bounded per endpoint, and while the network is waited for, no transaction is open.
 use strict;
 use warnings FATAL => 'all';
 
@@ -84,7 +84,8 @@ for my $way (@ways)
     {
         my $port = $bad->port;
         $bad->stop;
-        wait_for_rows($node, q{SELECT count(*) > 0 FROM accord.backlog WHERE channel = 'bad' AND state = 'retrying'}, 't');
+        wait_for_rows($node,
+            q{SELECT count(*) > 0 FROM accord.backlog WHERE channel = 'bad' AND state = 'retrying'}, 't');
         $bad = start_stub('--port', $port);
     }
     value(q{SELECT accord.redeliver('bad', state => 'retrying')});

@@ -60,7 +60,8 @@ sub started { my ($pid) = @_; return value('postgres', "SELECT backend_start FRO
 hang();
 make_hung('app', $hung);
 is($stub->counters->{in_flight}, $hung, "$hung requests hang");
-$node->command_ok([ 'pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-t', '5', 'stop' ], 'pg_ctl stop -m fast -t 5 ends them');
+$node->command_ok([ 'pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-t', '5', 'stop' ],
+    'pg_ctl stop -m fast -t 5 ends them');
 $node->{_pid} = undef;
 answer();
 $node->start;
@@ -123,7 +124,8 @@ cmp_ok(
 answer();
 value('postgres', "SELECT pg_terminate_backend($old)");
 wait_for_delivery($node, 'ended');
-is(scalar(grep { $_->{path} =~ m{/last$} && $_->{answered} } $stub->log), 1, '... and delivers what the others did not');
+is(scalar(grep { $_->{path} =~ m{/last$} && $_->{answered} } $stub->log),
+    1, '... and delivers what the others did not');
 
 # What has been answered when the signal comes is settled, not sent again: the answers arrive while the dispatcher is
 # stopped, and the signal with them.

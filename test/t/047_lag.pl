@@ -1,5 +1,6 @@
 # An endpoint that is owed far more than memory holds: it lags. Nothing is written per waiting event, memory stays
-# bounded, others go on meanwhile, and once it works it gets everything, in order, once; then it is as if nothing had been.
+# bounded, others go on meanwhile, and once it works it gets everything, in order, once; then it is as if nothing had
+# been.
 use strict;
 use warnings FATAL => 'all';
 
@@ -39,14 +40,16 @@ sub look_at_memory
     return;
 }
 
-# Waits until the channel is owed nothing, with an eye on the memory. Time is up when nothing at all arrives for so long.
+# Waits until the channel is owed nothing, with an eye on the memory. Time is up when nothing at all arrives for so
+# long.
 sub drain
 {
     my ($channel, $pid) = @_;
     my $last = $stub->count;
     while (value(owed($channel)) > 0)
     {
-        poll_until(sub { look_at_memory($pid); $stub->count > $last || value(owed($channel)) == 0 }, 'the next request');
+        poll_until(sub { look_at_memory($pid); $stub->count > $last || value(owed($channel)) == 0 },
+            'the next request');
         $last = $stub->count;
     }
     return;
@@ -66,7 +69,8 @@ sub rows
 sub cursor
 {
     my ($channel) = @_;
-    return value("SELECT seq IS NOT NULL FROM accord.cursor_log WHERE channel = '$channel' ORDER BY version DESC LIMIT 1");
+    return value("SELECT seq IS NOT NULL FROM accord.cursor_log WHERE channel = '$channel'
+        ORDER BY version DESC LIMIT 1");
 }
 
 # What arrived at a channel against the numbers of a topic: missing, doubled, and out of order within their key.
@@ -95,8 +99,8 @@ my $pid = dispatcher($node);
 # ---- a channel that is disabled
 
 write_events('off', $many);
-is(value(q{SELECT state || ' ' || owed || ' ' || queued FROM accord.status WHERE channel = 'off'}), "paused $many $many",
-    'the status shows what a disabled endpoint is owed');
+is( value(q{SELECT state || ' ' || owed || ' ' || queued FROM accord.status WHERE channel = 'off'}),
+    "paused $many $many", 'the status shows what a disabled endpoint is owed');
 # What comes after them is read when they are.
 write_events('new', 1000);
 wait_for_rows($node, owed('healthy'), 0);
