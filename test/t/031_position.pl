@@ -93,6 +93,49 @@ $stub->open_gate('shut');
 wait_for_delivery($node);
 is(join(' ', sort split / /, arrived('slow')), 'a a b b c c d d e f', '... and those behind it once');
 
+# ---- a cursor that was given back, and one after it: the later one counts, also after a restart
+
+sub owed { return value(q{SELECT count(*) FROM accord.owed() WHERE channel = 'later'}); }
+
+sub restart_dispatcher
+{
+    my $old = dispatcher($node);
+    value("SELECT pg_terminate_backend($old, 60000)");
+    poll_until(sub { my ($new) = workers($node, 'dispatcher', 'postgres'); $new && $new != $old }, 'another dispatcher');
+    return;
+}
+
+# Events for a channel that is disabled, and so many for another one that the position passes them.
+sub pass_over
+{
+    my (@keys) = @_;
+    write_events('later', @keys);
+    write_events('quick', 'traffic');
+    $node->poll_query_until('postgres', q{SELECT p.last_value = accord.safe_seq() FROM accord.position_0 p})
+      or die "the position does not follow\n";
+    return;
+}
+
+$stub->reset;
+channel($node, $stub, 'later', enabled => 'false');
+route($node, 'later', topic => 'later', path => '/later/{key}');
+pass_over('a', 'b');
+value(q{UPDATE accord.channel SET enabled = true WHERE name = 'later'});
+wait_for_delivery($node);
+write_events('quick', 'traffic');
+$node->poll_query_until('postgres', q{SELECT seq IS NULL FROM accord.cursor_log WHERE channel = 'later'
+    ORDER BY recorded_at DESC, version DESC LIMIT 1}) or die "the cursor is not given back\n";
+restart_dispatcher();
+value(q{UPDATE accord.channel SET enabled = false WHERE name = 'later'});
+pass_over('c', 'd', 'e');
+is(owed(), 3, 'a channel that lags again after a restart is owed what the position has passed');
+restart_dispatcher();
+pass_over('f');
+is(owed(), 4, '... also after another one');
+value(q{UPDATE accord.channel SET enabled = true WHERE name = 'later'});
+wait_for_delivery($node);
+is(arrived('later'), 'a b c d e f', '... and is sent all of it, once');
+
 # ---- only what is durable is sent
 
 $stub->reset;
