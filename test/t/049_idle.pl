@@ -91,7 +91,7 @@ wait_for_rows(
     'dead|dead', 'held|held', 'later|scheduled', 'retrying|retrying');
 my @pids = ((workers($node, 'launcher'))[0], dispatcher($node));
 my $asleep = wait_for_sleep(60, @pids);
-work_elsewhere(100);
+work_elsewhere(60);
 is(sleeps(@pids), $asleep, 'launcher and dispatcher are not woken once, whatever else the server does');
 is(join(' ', sort { $a <=> $b } workers($node, '')), join(' ', sort { $a <=> $b } @pids),
     '... and are the same processes still');
@@ -142,6 +142,9 @@ $stub->wait_for_count(10);
 value(q{UPDATE accord.channel SET enabled = false WHERE name = 'off'});
 $stub->open_gate('shut');
 wait_for_rows($node, q{SELECT count(*) FROM accord.owed() WHERE channel = 'off'}, 2);
+$asleep = wait_for_sleep(60, @pids);
+work_elsewhere(60);
+is(sleeps(@pids), $asleep, 'what waits in memory for a channel that was disabled wakes nobody');
 change_brings(q{UPDATE accord.channel SET enabled = true WHERE name = 'off'}, 'enabling it again', '/off/same',
     '/off/same');
 
