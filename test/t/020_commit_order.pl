@@ -119,7 +119,8 @@ is(value("SELECT count(*) FROM accord.event_log e, accord.commit_log c WHERE c.t
 $idle[0][2]->run('COMMIT');
 my $counters = $writers->finish;
 note(join ', ', map { "$_: $counters->{$_}" } sort keys %$counters);
-cmp_ok($counters->{$_} || 0, '>', 0, "there were transactions that ended with $_") for 'done', 'cut off', '22012', '40001';
+cmp_ok($counters->{$_} || 0, '>', 0, "there were transactions that ended with $_")
+  for 'done', 'cut off', '22012', '40001';
 $_->[2]->close for @idle;
 
 value(<<"SQL");

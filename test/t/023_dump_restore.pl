@@ -112,7 +112,8 @@ value($other, 'postgres', 'CREATE DATABASE app');
 $node->command_ok([ 'pg_restore', '--exit-on-error', '-d', 'restored', $dump ], 'pg_restore into the same cluster');
 restore_in_parallel();
 $other->command_ok([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', 'app', '-f', $script ], 'psql into another cluster');
-is(contents($node, 'restored'), $contents, 'restored in the same cluster: all rows, configuration and sequences are there');
+is(contents($node, 'restored'), $contents,
+    'restored in the same cluster: all rows, configuration and sequences are there');
 is(contents($node, 'again'), $contents, '... also in parallel');
 is(contents($other, 'app'), $contents, '... and in another cluster');
 is(logged($other, 'app'), logged($node, 'app'), '... in the same commit order');
@@ -163,7 +164,8 @@ wait_for_delivery($other, 'app');
 is(arrived(), 'dead from_app retrying unread', '... and knows what the original left behind');
 my $high = value($node, 'app', 'SELECT last_value FROM accord.tx_seq');
 is(value($other, 'app', 'SELECT count(*) - count(DISTINCT (tx_id, ord)) FROM accord.event_log'), 0, 'no number twice');
-value($other, 'app', q{INSERT INTO accord.outbox (topic, key, payload, idempotency_key) VALUES ('t', 'three', '{}', 'once')});
+value($other, 'app',
+    q{INSERT INTO accord.outbox (topic, key, payload, idempotency_key) VALUES ('t', 'three', '{}', 'once')});
 is(value($other, 'app', q{SELECT count(*) FROM accord.event_log WHERE key = 'three'}), 1,
     'an idempotency key of the original is known');
 value($other, 'app', q{INSERT INTO accord.outbox (topic, key) VALUES ('paid', 'bill')});

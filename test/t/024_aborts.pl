@@ -62,7 +62,8 @@ is(news(), '', '... and leaves nothing');
 like(try_sql(q{BEGIN; INSERT INTO deferred VALUES ('b', true); SELECT write('a'); COMMIT; SELECT write('next');}),
     qr/ERROR:  22012/, 'the same as the first of its transaction');
 is(news(), 'next', '... and the next transaction of the session is its own');
-like(try_sql(q{BEGIN; INSERT INTO deferred VALUES ('b', true); SELECT write('a'); SET CONSTRAINTS ALL IMMEDIATE; COMMIT;}),
+like(try_sql(q{BEGIN; INSERT INTO deferred VALUES ('b', true); SELECT write('a');
+        SET CONSTRAINTS ALL IMMEDIATE; COMMIT;}),
     qr/ERROR:  22012/, 'SET CONSTRAINTS makes it fail before the commit');
 is(news(), '', '... and leaves nothing');
 value(q{BEGIN; SAVEPOINT s; INSERT INTO deferred VALUES ('gone'); ROLLBACK TO s; SELECT write('stays'); COMMIT});
@@ -143,9 +144,11 @@ $two->run(q{BEGIN; SELECT write('never')});
 $two->close;
 poll_until(sub { value('SELECT count(*) FROM pg_stat_activity WHERE pid = ' . $two->pid) == 0 }, 'the session to end');
 is(news(), '', '... nor one that goes away');
-like(try_sql(q{SET statement_timeout = 1; SELECT write('never'), pg_sleep(60);}), qr/ERROR:  57014/, 'a cancelled statement');
+like(try_sql(q{SET statement_timeout = 1; SELECT write('never'), pg_sleep(60);}),
+    qr/ERROR:  57014/, 'a cancelled statement');
 is(news(), '', '... leaves nothing');
-like(try_sql(q{BEGIN READ ONLY; SELECT write('never'); COMMIT;}), qr/ERROR:  25006/, 'a read-only transaction is refused');
+like(try_sql(q{BEGIN READ ONLY; SELECT write('never'); COMMIT;}),
+    qr/ERROR:  25006/, 'a read-only transaction is refused');
 is(news(), '', '... and leaves nothing');
 
 $node->stop;

@@ -149,12 +149,15 @@ $node->safe_psql('postgres', <<"SQL");
 CREATE TABLE raw (n bigserial, line text);
 COPY raw (line) FROM '$log' (FORMAT csv, DELIMITER E'\\x01', QUOTE E'\\x02');
 CREATE TABLE arrival AS
-    SELECT n, split_part(line::jsonb ->> 'path', '/', 2) AS channel, (line::jsonb -> 'headers' ->> 'idempotency-key')::uuid
-        AS event_id, (line::jsonb ->> 'body')::jsonb ->> 'key' AS key, ((line::jsonb ->> 'body')::jsonb ->> 'n')::integer
-        AS number FROM raw;
+    SELECT n, split_part(line::jsonb ->> 'path', '/', 2) AS channel,
+        (line::jsonb -> 'headers' ->> 'idempotency-key')::uuid AS event_id,
+        (line::jsonb ->> 'body')::jsonb ->> 'key' AS key,
+        ((line::jsonb ->> 'body')::jsonb ->> 'n')::integer AS number
+    FROM raw;
 SQL
 sub value { return $node->safe_psql('postgres', @_); }
-cmp_ok(value('SELECT count(*) FROM truth'), '>', 500, 'there was load: ' . value('SELECT count(*) FROM truth') . ' events');
+my $written = value('SELECT count(*) FROM truth');
+cmp_ok($written, '>', 500, "there was load: $written events");
 is(value("SELECT count(*) FROM truth t FULL JOIN (SELECT * FROM accord.event_log WHERE topic = 'w') e USING (event_id)
             WHERE t.key IS DISTINCT FROM e.key"), 0, 'the log holds what was committed');
 is(value("SELECT count(*) FROM accord.event_log e WHERE NOT EXISTS (SELECT FROM accord.commit_log c

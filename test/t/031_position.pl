@@ -101,7 +101,8 @@ sub restart_dispatcher
 {
     my $old = dispatcher($node);
     value("SELECT pg_terminate_backend($old, 60000)");
-    poll_until(sub { my ($new) = workers($node, 'dispatcher', 'postgres'); $new && $new != $old }, 'another dispatcher');
+    poll_until(sub { my ($new) = workers($node, 'dispatcher', 'postgres'); $new && $new != $old },
+        'another dispatcher');
     return;
 }
 
