@@ -669,6 +669,7 @@ accord_endpoint_lag(AccordDesk *desk, AccordEndpoint *endpoint, AccordPoint from
 		return;
 	endpoint->lagging = true;
 	endpoint->cursor = from;
+	desk->unrest = true;
 	accord_endpoint_touch(desk, endpoint);
 }
 

@@ -133,8 +133,8 @@ typedef struct AccordDesk
 	Size		bytes;			/* of events held */
 	int			n_exceptions;
 	int			n_owed;			/* by memory alone, of all endpoints */
-	bool		unrest;			/* ... and not all of it looked after: in
-								 * flight, or without a cursor */
+	bool		unrest;			/* not all of it is looked after: in flight,
+								 * without a cursor, or with one too many */
 	AccordPoint read;			/* the log has been routed up to here */
 } AccordDesk;
 

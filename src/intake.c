@@ -323,6 +323,7 @@ read_pages(AccordDesk *desk)
 		if (accord_point_compare(endpoint->cursor, desk->read) >= 0)
 		{
 			endpoint->lagging = false;
+			desk->unrest = true;	/* its cursor can be given back */
 			accord_endpoint_touch(desk, endpoint);
 		}
 	}

@@ -8,7 +8,8 @@
  *
  * Invariants
  *   - A delivery is in the settling batch at most once.
- *   - The position written in a batch is what earlier batches committed.
+ *   - The position written in a batch is what earlier batches committed: it
+ *     is computed before anything of this one is.
  *   - A request that is in flight for longer than SPILL_AFTER gets a row
  *     ('sending') so that it does not hold the position; so does what waits
  *     for so long behind one of its key that is retrying or held ('waiting').
@@ -398,15 +399,17 @@ accord_settle_timeout(TimestampTz now, bool idle)
 {
 	TimestampTz delay;
 
-	if (batch.n_settlements == 0 && idle &&
-		batch.position > batch.position_written)
-		return 0;
 	if (batch.n_settlements == 0)
 	{
-		/* what memory alone owes is looked after: spilled, given a cursor */
+		/*
+		 * What memory alone owes is looked after (spilled, given a cursor),
+		 * and the position follows what has been read.
+		 */
 		TimestampTz look = batch.last_commit + SPILL_AFTER * 1000;
+		bool		behind = idle && accord_desk_position(batch.desk) >
+		batch.position_written;
 
-		if (batch.desk->n_owed == 0 || !batch.desk->unrest)
+		if (!behind && !batch.desk->unrest)
 			return -1;
 		return now >= look ? 0 : (look - now + 999) / 1000;
 	}
@@ -606,6 +609,7 @@ accord_settle_commit(TimestampTz now, AccordSettleSend send)
 	TimestampTz start = GetCurrentTimestamp();
 	int			n;
 
+	batch.position = accord_desk_position(batch.desk);
 	prepare_positions(now);
 	if (batch.n_settlements > 0 || batch.n_cursors > 0 ||
 		batch.position > batch.position_written)
@@ -631,7 +635,6 @@ accord_settle_commit(TimestampTz now, AccordSettleSend send)
 			follow(&done[i], send);
 		pfree(done);
 	}
-	batch.position = accord_desk_position(batch.desk);
 	batch.last_commit = GetCurrentTimestamp();
 	batch.last_duration = batch.last_commit - start;
 }

@@ -6,7 +6,8 @@
  *
  * Sends the same POST again and again, so many at a time, over kept
  * connections, and prints requests per second and microseconds of CPU per
- * request. It does what the dispatcher's transport does and nothing else:
+ * request. Its headers are those of the dispatcher's requests. It does what
+ * the dispatcher's transport does and nothing else:
  * curl_multi_socket_action() over an epoll set in which sockets stay
  * registered between requests, each handle set up once. Nothing is recorded,
  * nothing is looked at but the status.
@@ -199,6 +200,11 @@ main(int argc, char **argv)
 	curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, concurrency * 2);
 	headers = curl_slist_append(NULL, "Content-Type: application/json");
 	headers = curl_slist_append(headers, "Expect:");
+	headers = curl_slist_append(headers, "Idempotency-Key: "
+								"01900000-0000-7000-8000-000000000000");
+	headers = curl_slist_append(headers, "Accord-Topic: drain.x");
+	headers = curl_slist_append(headers, "Accord-Sequence: 100000.100000");
+	headers = curl_slist_append(headers, "User-Agent: pg_accord/1.0");
 
 	begun = now_ms(CLOCK_MONOTONIC);
 	for (; started < concurrency && started < requests; started++)

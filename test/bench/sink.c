@@ -3,19 +3,26 @@
  *
  *   sink PORT FILE      PORT 0: any; the port is printed on standard output
  *
- * One thread, one epoll set, keep-alive. Every request is answered with 200
- * and "{}", counted and stamped in FILE (see sink.h). Paths that begin with
- * "/h" are read and never answered: a server that hangs. It knows just enough
+ * One thread, one epoll set, keep-alive, pipelining. Every request is answered
+ * with 200 and "{}", counted and stamped in FILE (see sink.h). Paths that
+ * begin with "/h" are read and not answered: a server that hangs, until
+ * SIGUSR1, which closes the connections these came on. It knows just enough
  * of HTTP/1.1 for the clients measured here: Content-Length, no chunks. It is
  * much cheaper than any client, so that it is the client that is measured.
  *
- * Ends with a signal. What it cannot understand ends the connection.
+ * Invariants
+ *   - A request is stamped with the time at which its last byte was read.
+ *   - One that is not all here yet stays in its connection's buffer.
+ *
+ * Ends with a signal. What it cannot understand, or hold, ends the connection;
+ * what it cannot do for want of memory or descriptors ends the sink.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,13 +31,13 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "sink.h"
 
 #define BUFFER_SIZE (64 * 1024)
 #define EVENTS 256
+#define MAX_FD 65536
 
 static const char answer[] =
 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -39,26 +46,20 @@ static const char answer[] =
 typedef struct Connection
 {
 	int			fd;
+	bool		hangs;			/* a request is not answered */
 	size_t		len;
 	char		data[BUFFER_SIZE];
 } Connection;
 
 static SinkFile *file;
+static Connection *connections[MAX_FD]; /* by descriptor; null: none */
+static volatile sig_atomic_t let_go = 0;	/* SIGUSR1 came */
 
 static void
 die(const char *what)
 {
 	perror(what);
 	exit(1);
-}
-
-static int64_t
-now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_REALTIME, &now);
-	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
 static void
@@ -137,16 +138,42 @@ serve(Connection *connection, int64_t now)
 		length = request_length(start, body, len);
 		if (length == 0)
 			break;
-		/* a client sends the next request when it has this answer */
-		if (take_request(start, body, length, now) &&
-			send(connection->fd, answer, sizeof(answer) - 1, MSG_NOSIGNAL) !=
-			sizeof(answer) - 1)
+		/* an answer that does not fit: its client does not read, away */
+		if (!take_request(start, body, length, now))
+			connection->hangs = true;
+		else if (send(connection->fd, answer, sizeof(answer) - 1,
+					  MSG_NOSIGNAL) != sizeof(answer) - 1)
 			return false;
 		done += length;
 	}
 	connection->len -= done;
 	memmove(connection->data, connection->data + done, connection->len);
 	return connection->len < BUFFER_SIZE;
+}
+
+static void
+forget(Connection *connection)
+{
+	connections[connection->fd] = NULL;
+	close(connection->fd);
+	free(connection);
+}
+
+/* Ends the connections that hang. */
+static void
+forget_hanging(void)
+{
+	let_go = 0;
+	for (int fd = 0; fd < MAX_FD; fd++)
+		if (connections[fd] != NULL && connections[fd]->hangs)
+			forget(connections[fd]);
+}
+
+static void
+handle_let_go(int signal_number)
+{
+	(void) signal_number;
+	let_go = 1;
 }
 
 static void
@@ -160,11 +187,10 @@ receive(Connection *connection)
 	if (n > 0)
 	{
 		connection->len += n;
-		if (serve(connection, now_ns()))
+		if (serve(connection, sink_now()))
 			return;
 	}
-	close(connection->fd);
-	free(connection);
+	forget(connection);
 }
 
 static void
@@ -180,10 +206,12 @@ accept_connection(int epoll_fd, int listener)
 		return;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	connection = malloc(sizeof(Connection));
-	if (connection == NULL)
-		die("malloc");
+	if (connection == NULL || fd >= MAX_FD)
+		die("connection");
 	connection->fd = fd;
+	connection->hangs = false;
 	connection->len = 0;
+	connections[fd] = connection;
 	event.data.ptr = connection;
 	if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0)
 		die("epoll_ctl");
@@ -217,6 +245,8 @@ main(int argc, char **argv)
 	struct epoll_event event = {.events = EPOLLIN};
 	int			epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	int			listener;
+	sigset_t	blocked;
+	sigset_t	waiting;
 
 	if (argc != 3)
 	{
@@ -224,13 +254,18 @@ main(int argc, char **argv)
 		return 2;
 	}
 	map_file(argv[2]);
+	/* SIGUSR1 comes while it waits, or is waiting then */
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &blocked, &waiting);
+	signal(SIGUSR1, handle_let_go);
 	listener = start_listening(atoi(argv[1]));
 	if (epoll_fd < 0 ||
 		epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &event) != 0)
 		die("epoll");
 	for (;;)
 	{
-		int			n = epoll_wait(epoll_fd, events, EVENTS, -1);
+		int			n = epoll_pwait(epoll_fd, events, EVENTS, -1, &waiting);
 
 		for (int i = 0; i < n; i++)
 		{
@@ -239,5 +274,8 @@ main(int argc, char **argv)
 			else
 				receive(events[i].data.ptr);
 		}
+		/* only now: none of the events is of a connection that is gone */
+		if (let_go)
+			forget_hanging();
 	}
 }
