@@ -94,6 +94,10 @@ add_text(RowBuilder *row, const char *value)
 			  value == NULL);
 }
 
+/* Makes a tuple of the i-th of some rows. */
+typedef HeapTuple (*FormRow) (const void *rows, int i, Relation rel, int slot,
+							  TimestampTz now);
+
 static HeapTuple
 finish_row(RowBuilder *row, Relation rel)
 {
@@ -101,11 +105,32 @@ finish_row(RowBuilder *row, Relation rel)
 	return heap_form_tuple(RelationGetDescr(rel), row->values, row->nulls);
 }
 
+/* Appends n rows to the slot that a log's ring is at. */
+static void
+append_rows(const char *table, const char *ring, int slots, const void *rows,
+			int n, FormRow form)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	HeapTuple  *tuples;
+	Relation	rel;
+	int			slot;
+
+	if (n == 0)
+		return;
+	rel = open_current_slot(table, ring, slots, &slot);
+	tuples = palloc(n * sizeof(HeapTuple));
+	for (int i = 0; i < n; i++)
+		tuples[i] = form(rows, i, rel, slot, now);
+	accord_db_insert(rel, tuples, n);
+	table_close(rel, NoLock);
+}
+
 /* Same order as the columns of accord.backlog_log. */
 static HeapTuple
-form_backlog(const AccordBacklogRow *from, Relation rel, int slot,
+form_backlog(const void *rows, int i, Relation rel, int slot,
 			 TimestampTz now)
 {
+	const AccordBacklogRow *from = (const AccordBacklogRow *) rows + i;
 	RowBuilder	row = {.n = 0};
 
 	add_int64(&row, from->seq, false);
@@ -133,27 +158,16 @@ form_backlog(const AccordBacklogRow *from, Relation rel, int slot,
 void
 accord_backlog_append(const AccordBacklogRow *rows, int n)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	HeapTuple  *tuples;
-	Relation	rel;
-	int			slot;
-
-	if (n == 0)
-		return;
-	rel = open_current_slot("backlog_log", "backlog_slot",
-							ACCORD_BACKLOG_SLOTS, &slot);
-	tuples = palloc(n * sizeof(HeapTuple));
-	for (int i = 0; i < n; i++)
-		tuples[i] = form_backlog(&rows[i], rel, slot, now);
-	accord_db_insert(rel, tuples, n);
-	table_close(rel, NoLock);
+	append_rows("backlog_log", "backlog_slot", ACCORD_BACKLOG_SLOTS, rows, n,
+				form_backlog);
 }
 
 /* Same order as the columns of accord.attempt_log. */
 static HeapTuple
-form_attempt(const AccordAttemptRow *from, Relation rel, int slot,
+form_attempt(const void *rows, int i, Relation rel, int slot,
 			 TimestampTz now)
 {
+	const AccordAttemptRow *from = (const AccordAttemptRow *) rows + i;
 	RowBuilder	row = {.n = 0};
 
 	add_int64(&row, from->seq, false);
@@ -177,27 +191,16 @@ form_attempt(const AccordAttemptRow *from, Relation rel, int slot,
 void
 accord_backlog_append_attempts(const AccordAttemptRow *rows, int n)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	HeapTuple  *tuples;
-	Relation	rel;
-	int			slot;
-
-	if (n == 0)
-		return;
-	rel = open_current_slot("attempt_log", "attempt_slot",
-							ACCORD_ATTEMPT_SLOTS, &slot);
-	tuples = palloc(n * sizeof(HeapTuple));
-	for (int i = 0; i < n; i++)
-		tuples[i] = form_attempt(&rows[i], rel, slot, now);
-	accord_db_insert(rel, tuples, n);
-	table_close(rel, NoLock);
+	append_rows("attempt_log", "attempt_slot", ACCORD_ATTEMPT_SLOTS, rows, n,
+				form_attempt);
 }
 
 /* Same order as the columns of accord.cursor_log. */
 static HeapTuple
-form_cursor(const AccordCursorRow *from, Relation rel, int slot,
+form_cursor(const void *rows, int i, Relation rel, int slot,
 			TimestampTz now)
 {
+	const AccordCursorRow *from = (const AccordCursorRow *) rows + i;
 	RowBuilder	row = {.n = 0};
 
 	add_int64(&row, from->version, false);
@@ -213,20 +216,8 @@ form_cursor(const AccordCursorRow *from, Relation rel, int slot,
 void
 accord_backlog_append_cursors(const AccordCursorRow *rows, int n)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	HeapTuple  *tuples;
-	Relation	rel;
-	int			slot;
-
-	if (n == 0)
-		return;
-	rel = open_current_slot("cursor_log", "backlog_slot",
-							ACCORD_BACKLOG_SLOTS, &slot);
-	tuples = palloc(n * sizeof(HeapTuple));
-	for (int i = 0; i < n; i++)
-		tuples[i] = form_cursor(&rows[i], rel, slot, now);
-	accord_db_insert(rel, tuples, n);
-	table_close(rel, NoLock);
+	append_rows("cursor_log", "backlog_slot", ACCORD_BACKLOG_SLOTS, rows, n,
+				form_cursor);
 }
 
 /*

@@ -128,6 +128,15 @@ accord_endpoint_hash(const char *channel, const char *account)
 							   strlen(account), seed);
 }
 
+AccordDeliveryKey
+accord_delivery_key(const char *channel, const char *account, int64 seq,
+					int ord)
+{
+	AccordDeliveryKey key = {accord_endpoint_hash(channel, account), seq, ord};
+
+	return key;
+}
+
 bool
 accord_desk_owns(AccordDesk *desk, const char *channel, const char *account)
 {

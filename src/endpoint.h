@@ -157,6 +157,18 @@ extern AccordEndpoint *accord_desk_endpoint(AccordDesk *desk,
 /* The same for every process and run. */
 extern uint64 accord_endpoint_hash(const char *channel, const char *account);
 
+/* A delivery, for hash tables: no padding, so that bytes can be compared. */
+typedef struct AccordDeliveryKey
+{
+	uint64		endpoint;		/* its hash */
+	int64		seq;
+	int64		ord;
+} AccordDeliveryKey;
+
+extern AccordDeliveryKey accord_delivery_key(const char *channel,
+											 const char *account, int64 seq,
+											 int ord);
+
 /* All endpoints, one after the other; NULL: no more. */
 extern void accord_desk_scan(AccordDesk *desk, HASH_SEQ_STATUS *scan);
 extern AccordEndpoint *accord_desk_scan_next(HASH_SEQ_STATUS *scan);

@@ -19,26 +19,9 @@
 #include "recovery.h"
 #include "request.h"
 
-/* A delivery that was settled although the position does not say so. */
-typedef struct SettledKey
-{
-	uint64		endpoint;
-	int64		seq;
-	int64		ord;
-} SettledKey;
-
+/* Deliveries that were settled although the position does not say so. */
 static HTAB *settled = NULL;
 static int64 settled_high = 0;	/* highest seq in it */
-
-static void
-settled_key(SettledKey *key, const char *channel, const char *account,
-			int64 seq, int ord)
-{
-	memset(key, 0, sizeof(*key));
-	key->endpoint = accord_endpoint_hash(channel, account);
-	key->seq = seq;
-	key->ord = ord;
-}
 
 static void
 remember_settled(const char *channel, const char *account, int64 seq, int ord,
@@ -47,7 +30,7 @@ remember_settled(const char *channel, const char *account, int64 seq, int ord,
 	AccordDesk *desk = arg;
 	AccordEndpoint *endpoint;
 	AccordPoint low = desk->read;
-	SettledKey	key;
+	AccordDeliveryKey key;
 
 	if (!accord_desk_owns(desk, channel, account))
 		return;
@@ -56,7 +39,7 @@ remember_settled(const char *channel, const char *account, int64 seq, int ord,
 		low = endpoint->persisted;
 	if (seq < low.seq || (seq == low.seq && ord <= low.ord))
 		return;
-	settled_key(&key, channel, account, seq, ord);
+	key = accord_delivery_key(channel, account, seq, ord);
 	hash_search(settled, &key, HASH_ENTER, NULL);
 	settled_high = Max(settled_high, seq);
 }
@@ -67,8 +50,8 @@ load_settled(AccordDesk *desk, int64 after)
 	HASHCTL		ctl;
 
 	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = sizeof(SettledKey);
-	ctl.entrysize = sizeof(SettledKey);
+	ctl.keysize = sizeof(AccordDeliveryKey);
+	ctl.entrysize = sizeof(AccordDeliveryKey);
 	ctl.hcxt = desk->context;
 	settled = hash_create("pg_accord settled", 1024, &ctl,
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
@@ -78,11 +61,11 @@ load_settled(AccordDesk *desk, int64 after)
 bool
 accord_recovery_settled(AccordEndpoint *endpoint, int64 seq, int ord)
 {
-	SettledKey	key;
+	AccordDeliveryKey key;
 
 	if (settled == NULL || seq > settled_high)
 		return false;
-	settled_key(&key, endpoint->channel, endpoint->account, seq, ord);
+	key = accord_delivery_key(endpoint->channel, endpoint->account, seq, ord);
 	return hash_search(settled, &key, HASH_FIND, NULL) != NULL;
 }
 

@@ -397,6 +397,10 @@ apply_result(AccordRequest *request, Variables *variables,
 	}
 	if (request->error == NULL && path != NULL)
 		set_path(request, variables->route, variables->account, path);
+	if (request->error == NULL && !isnull &&
+		!JB_ROOT_IS_OBJECT(DatumGetJsonbP(headers)))
+		request->error = pstrdup("headers of the function's result are not "
+								 "an object");
 	if (request->error == NULL && !isnull)
 		add_headers(request, DatumGetJsonbP(headers), NULL);
 	if (request->error == NULL && body != NULL)

@@ -32,13 +32,6 @@
 
 #define OWED_COLUMNS 11
 
-typedef struct SettledKey
-{
-	uint64		endpoint;
-	int64		seq;
-	int64		ord;
-} SettledKey;
-
 typedef struct CursorEntry
 {
 	uint64		endpoint;		/* hash key */
@@ -88,23 +81,13 @@ visit_cursor(const AccordCursorRow *row, void *arg)
 }
 
 static void
-settled_key(SettledKey *key, const char *channel, const char *account,
-			int64 seq, int ord)
-{
-	memset(key, 0, sizeof(*key));
-	key->endpoint = accord_endpoint_hash(channel, account);
-	key->seq = seq;
-	key->ord = ord;
-}
-
-static void
 visit_settled(const char *channel, const char *account, int64 seq, int ord,
 			  void *arg)
 {
 	OwedScan   *scan = arg;
-	SettledKey	key;
+	AccordDeliveryKey key;
 
-	settled_key(&key, channel, account, seq, ord);
+	key = accord_delivery_key(channel, account, seq, ord);
 	hash_search(scan->settled, &key, HASH_ENTER, NULL);
 }
 
@@ -158,10 +141,10 @@ visit_target(AccordChannel *channel, const char *account, AccordRoute *route,
 {
 	OwedScan   *scan = arg;
 	AccordPoint here = {scan->commit->seq, scan->ord};
-	SettledKey	key;
+	AccordDeliveryKey key;
 	AccordBacklogRow row;
 
-	settled_key(&key, channel->name, account, here.seq, here.ord);
+	key = accord_delivery_key(channel->name, account, here.seq, here.ord);
 	if (accord_point_compare(here, endpoint_low(scan, key.endpoint)) <= 0 ||
 		hash_search(scan->settled, &key, HASH_FIND, NULL) != NULL)
 		return;
@@ -237,8 +220,8 @@ accord_owed(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	memset(&scan, 0, sizeof(scan));
 	scan.result = (ReturnSetInfo *) fcinfo->resultinfo;
-	scan.settled = create_table("accord settled", sizeof(SettledKey),
-								sizeof(SettledKey));
+	scan.settled = create_table("accord settled", sizeof(AccordDeliveryKey),
+								sizeof(AccordDeliveryKey));
 	scan.cursors = create_table("accord cursors", sizeof(uint64),
 								sizeof(CursorEntry));
 	read_positions(&scan);
