@@ -32,6 +32,7 @@
 #include "db.h"
 #include "guc.h"
 #include "json.h"
+#include "routing.h"
 #include "settle.h"
 
 #define BATCH_LIMIT 1000		/* deliveries that settle together */
@@ -540,6 +541,33 @@ prepare_positions(TimestampTz now)
 	}
 }
 
+/*
+ * A delivery whose event was unloaded cannot tell the key that its row needs;
+ * the log can. In the batch's transaction.
+ */
+static void
+find_keys(void)
+{
+	AccordLogReader *reader = NULL;
+
+	for (int i = 0; i < batch.n_rows; i++)
+	{
+		AccordBacklogRow *row = &batch.rows[i];
+		AccordPoint nowhere = {0, ACCORD_ORD_ALL};
+		TupleTableSlot *event;
+
+		if (row->state != ACCORD_STATE_WAITING || row->key != NULL)
+			continue;
+		if (reader == NULL)
+			reader = accord_log_open(nowhere, 0);
+		event = accord_log_event(reader, row->event_slot, row->tx_id, row->ord);
+		if (event != NULL)
+			row->key = accord_routing_text(event, ACCORD_EVENT_KEY);
+	}
+	if (reader != NULL)
+		accord_log_close(reader);
+}
+
 static void
 write_batch(void)
 {
@@ -555,6 +583,7 @@ write_batch(void)
 	if (batch.position > batch.position_written)
 		accord_backlog_set_position(batch.desk->number, batch.position);
 	accord_backlog_append_attempts(batch.attempts, batch.n_attempts);
+	find_keys();
 	accord_backlog_append(batch.rows, batch.n_rows);
 	accord_backlog_append_cursors(batch.cursors, batch.n_cursors);
 	MemoryContextSwitchTo(old);
