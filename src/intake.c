@@ -193,6 +193,18 @@ endpoint_has_room(AccordDesk *desk, AccordEndpoint *endpoint)
 		 endpoint->n_owed == 0);
 }
 
+/*
+ * Whether an endpoint has a page to read, and room for it. After a restart a
+ * cursor may be ahead of the log's reader: then it waits to be overtaken.
+ */
+static bool
+endpoint_is_behind(AccordDesk *desk, AccordEndpoint *endpoint)
+{
+	return endpoint->lagging && endpoint_has_room(desk, endpoint) &&
+		endpoint->n_owed <= ACCORD_QUEUE_LIMIT / 2 &&
+		accord_point_compare(endpoint->cursor, desk->read) <= 0;
+}
+
 static void
 unload_all(AccordDesk *desk)
 {
@@ -312,15 +324,14 @@ read_pages(AccordDesk *desk)
 		if (endpoint->overflow && endpoint->n_exceptions == 0 &&
 			!accord_settle_pending())
 			accord_recovery_load(desk, endpoint);
-		if (!endpoint->lagging || !endpoint_has_room(desk, endpoint) ||
-			endpoint->n_owed > ACCORD_QUEUE_LIMIT / 2)
+		if (!endpoint_is_behind(desk, endpoint))
 			continue;
 		if (desk->read.ord == ACCORD_ORD_ALL)
 			more |= read_slice(desk, &endpoint->cursor, desk->read.seq,
 							   endpoint) && endpoint_has_room(desk, endpoint);
 		else
 			read_slice(desk, &endpoint->cursor, desk->read.seq - 1, endpoint);
-		if (accord_point_compare(endpoint->cursor, desk->read) >= 0)
+		if (accord_point_compare(endpoint->cursor, desk->read) == 0)
 		{
 			endpoint->lagging = false;
 			desk->unrest = true;	/* its cursor can be given back */
@@ -342,8 +353,7 @@ accord_intake_hungry(AccordDesk *desk)
 
 		if (endpoint->overflow && endpoint->n_exceptions == 0)
 			return true;
-		if (endpoint->lagging && endpoint_has_room(desk, endpoint) &&
-			endpoint->n_owed <= ACCORD_QUEUE_LIMIT / 2)
+		if (endpoint_is_behind(desk, endpoint))
 			return true;
 	}
 	return false;
