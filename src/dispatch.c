@@ -331,6 +331,8 @@ take_in(TimestampTz now)
 	{
 		awake = false;
 		read_at = now;
+		if (accord_settle_pending() && accord_intake_short(desk))
+			settle(now);
 		more = accord_intake_read(desk);
 		awake |= more;
 		MemoryContextSwitchTo(turn_context);

@@ -230,6 +230,16 @@ accord_endpoint_full(AccordDesk *desk, AccordEndpoint *endpoint)
 		 endpoint->n_exceptions >= ACCORD_EXCEPTION_FEW);
 }
 
+bool
+accord_endpoint_short(AccordDesk *desk, AccordEndpoint *endpoint)
+{
+	int			enough = ACCORD_EXCEPTION_LIMIT / 2;
+
+	if (desk->n_exceptions >= ACCORD_EXCEPTION_TOTAL - ACCORD_EXCEPTION_LIMIT)
+		enough = ACCORD_EXCEPTION_FEW / 2;
+	return endpoint->overflow && endpoint->n_exceptions <= enough;
+}
+
 AccordDelivery *
 accord_delivery_create(AccordDesk *desk, AccordEndpoint *endpoint,
 					   const char *key)

@@ -184,6 +184,12 @@ extern void accord_event_release(AccordDesk *desk, AccordEvent *event);
 /* Whether no more exceptions of this endpoint may be held in memory. */
 extern bool accord_endpoint_full(AccordDesk *desk, AccordEndpoint *endpoint);
 
+/*
+ * Whether it is time for the next part of its exceptions: well before the last
+ * of this one is settled, which may take for ever.
+ */
+extern bool accord_endpoint_short(AccordDesk *desk, AccordEndpoint *endpoint);
+
 /* A new delivery, PHASE_NEW, known to nobody yet. */
 extern AccordDelivery *accord_delivery_create(AccordDesk *desk,
 											  AccordEndpoint *endpoint,

@@ -321,8 +321,7 @@ read_pages(AccordDesk *desk)
 
 		if (accord_settle_full())
 			return true;
-		if (endpoint->overflow && endpoint->n_exceptions == 0 &&
-			!accord_settle_pending())
+		if (accord_endpoint_short(desk, endpoint) && !accord_settle_pending())
 			accord_recovery_load(desk, endpoint);
 		if (!endpoint_is_behind(desk, endpoint))
 			continue;
@@ -351,11 +350,23 @@ accord_intake_hungry(AccordDesk *desk)
 		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
 												   active_node, iter.cur);
 
-		if (endpoint->overflow && endpoint->n_exceptions == 0)
-			return true;
-		if (endpoint_is_behind(desk, endpoint))
+		if (accord_endpoint_short(desk, endpoint) ||
+			endpoint_is_behind(desk, endpoint))
 			return true;
 	}
+	return false;
+}
+
+bool
+accord_intake_short(AccordDesk *desk)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &desk->active)
+		if (accord_endpoint_short(desk, dlist_container(AccordEndpoint,
+														active_node,
+														iter.cur)))
+			return true;
 	return false;
 }
 

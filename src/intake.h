@@ -18,6 +18,9 @@ extern bool accord_intake_read(AccordDesk *desk);
 /* Whether endpoints have room for what was left on disk. */
 extern bool accord_intake_hungry(AccordDesk *desk);
 
+/* Whether that may be a part of the backlog: nothing may be settling then. */
+extern bool accord_intake_short(AccordDesk *desk);
+
 /* Queues the deliveries that are due. */
 extern void accord_intake_due(AccordDesk *desk, TimestampTz now);
 
