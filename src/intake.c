@@ -363,10 +363,13 @@ accord_intake_short(AccordDesk *desk)
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &desk->active)
-		if (accord_endpoint_short(desk, dlist_container(AccordEndpoint,
-														active_node,
-														iter.cur)))
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		if (accord_endpoint_short(desk, endpoint))
 			return true;
+	}
 	return false;
 }
 
