@@ -139,6 +139,12 @@ BEGIN
                        slot, slot) INTO is_empty;
         CONTINUE WHEN is_empty;
         tables := format('accord.backlog_log_%s, accord.cursor_log_%s', slot, slot);
+        -- Whoever still writes into it might commit after the copy, and be lost.
+        BEGIN
+            EXECUTE 'LOCK TABLE ' || tables || ' IN SHARE ROW EXCLUSIVE MODE NOWAIT';
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN;
+        END;
         EXECUTE format($q$
             INSERT INTO accord.backlog_log
                 (seq, tx_id, recorded_at, owed_since, attempted_at, due_at, route, decided_by, ord, version, attempts,

@@ -58,12 +58,24 @@ state_of_word(const char *word)
 	elog(ERROR, "unexpected state \"%s\" in backlog_log", word);
 }
 
-/* The partition that a ring is at, opened for inserting, and its number. */
+/*
+ * The partition that a ring is at, opened for inserting, and its number. Once
+ * it is locked and still the current one, nobody carries it over without us.
+ */
 static Relation
 open_current_slot(const char *table, const char *ring, int slots, int *slot)
 {
-	*slot = accord_db_sequence_last(accord_db_relid(ring)) % slots;
-	return table_open(accord_db_slot_relid(table, *slot), RowExclusiveLock);
+	Oid			turns = accord_db_relid(ring);
+	Relation	rel = NULL;
+
+	do
+	{
+		if (rel != NULL)
+			table_close(rel, RowExclusiveLock);
+		*slot = accord_db_sequence_last(turns) % slots;
+		rel = table_open(accord_db_slot_relid(table, *slot), RowExclusiveLock);
+	} while (accord_db_sequence_last(turns) % slots != *slot);
+	return rel;
 }
 
 /* Collects a row's columns in their order. */
