@@ -95,6 +95,7 @@ typedef struct AccordEndpoint
 	bool		paused;			/* channel or account disabled */
 	bool		ordered;
 	bool		lagging;		/* reads its own pages */
+	bool		reading;		/* takes part in the page being read */
 	bool		overflow;		/* more exceptions in backlog_log than here */
 	bool		cursored;		/* a row of cursor_log is in force */
 	int			in_flight;

@@ -45,6 +45,7 @@
 
 #define SLICE 1000				/* events read before the network's turn */
 #define SLICE_BYTES (8 * 1024 * 1024)	/* ... and kept */
+#define PAGES 4					/* slices that endpoints behind may read then */
 
 /* One event as it is routed; made once, shared by its deliveries. */
 typedef struct Routing
@@ -53,7 +54,7 @@ typedef struct Routing
 	const AccordCommit *commit;
 	TupleTableSlot *row;
 	AccordEvent *event;			/* NULL: nobody wanted it yet */
-	AccordEndpoint *only;		/* whose page this is; NULL: the log's reader */
+	AccordEndpoint *first;		/* whose page this is; NULL: the log's reader */
 	int			ord;
 	char	   *key;
 	TimestampTz deliver_at;
@@ -104,6 +105,17 @@ owe_event(Routing *routing, AccordEndpoint *endpoint, AccordRoute *route)
 							  "op", routing->now);
 }
 
+/* Whether an endpoint that lags may read on. */
+static bool
+endpoint_has_room(AccordDesk *desk, AccordEndpoint *endpoint)
+{
+	return !endpoint->paused && !endpoint->overflow &&
+		endpoint->n_owed < ACCORD_QUEUE_LIMIT &&
+		!accord_endpoint_full(desk, endpoint) &&
+		(desk->bytes < (Size) accord_dispatch_memory * 1024 ||
+		 endpoint->n_owed == 0);
+}
+
 /*
  * Whether an endpoint takes the event now. One that cannot (its queue is full,
  * it is paused, memory is) begins to lag just before it.
@@ -115,15 +127,23 @@ endpoint_takes(Routing *routing, AccordEndpoint *endpoint)
 	AccordPoint before = {routing->commit->seq, routing->ord - 1};
 	AccordPoint point = {routing->commit->seq, routing->ord};
 
-	if (routing->only != NULL ? endpoint != routing->only : endpoint->lagging)
+	if (routing->first == NULL ? endpoint->lagging :
+		(!endpoint->reading ||
+		 accord_point_compare(point, endpoint->cursor) <= 0))
 		return false;
 	if (accord_recovery_settled(endpoint, point.seq, point.ord))
 	{
 		accord_endpoint_pass(endpoint, point);
 		return false;
 	}
-	if (routing->only != NULL)
-		return true;			/* its room was looked at before */
+	if (routing->first != NULL)
+	{
+		if (endpoint_has_room(desk, endpoint) && !accord_settle_full())
+			return true;
+		endpoint->cursor = before;
+		endpoint->reading = false;
+		return false;
+	}
 	if (endpoint->paused || endpoint->n_owed >= ACCORD_QUEUE_LIMIT ||
 		(desk->bytes >= (Size) accord_dispatch_memory * 1024 &&
 		 endpoint->n_owed > 0) ||
@@ -166,7 +186,7 @@ route_to(AccordChannel *channel, const char *account, AccordRoute *route,
 }
 
 /*
- * Routes one event; to one endpoint alone when it reads its own page. False:
+ * Routes one event; only to those who read the page, if it is one. False:
  * it is a decision that must wait for the batch that is being settled.
  */
 static bool
@@ -176,21 +196,10 @@ route_event(Routing *routing)
 
 	if (control == NULL)
 		accord_routing_visit(accord_assign_config(), routing->row, route_to, routing);
-	else if (routing->only == NULL)
+	else if (routing->first == NULL)
 		return accord_control_apply(routing->desk, routing->commit,
 									routing->row, control, routing->now);
 	return true;
-}
-
-/* Whether an endpoint that lags may read on. */
-static bool
-endpoint_has_room(AccordDesk *desk, AccordEndpoint *endpoint)
-{
-	return !endpoint->paused && !endpoint->overflow &&
-		endpoint->n_owed < ACCORD_QUEUE_LIMIT &&
-		!accord_endpoint_full(desk, endpoint) &&
-		(desk->bytes < (Size) accord_dispatch_memory * 1024 ||
-		 endpoint->n_owed == 0);
 }
 
 /*
@@ -253,18 +262,19 @@ make_room(AccordDesk *desk)
 
 /*
  * Reads and routes what lies after *point up to transaction upto, at most
- * SLICE events; moves *point. True: there is more. only: its own page.
+ * SLICE events; moves *point. True: there is more. first: it is a page, which
+ * ends when this endpoint has no more room.
  */
 static bool
 read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
-		   AccordEndpoint *only)
+		   AccordEndpoint *first)
 {
 	MemoryContext scratch = AllocSetContextCreate(CurrentMemoryContext,
 												  "pg_accord slice",
 												  ALLOCSET_DEFAULT_SIZES);
 	AccordLogReader *reader = accord_log_open(*point, upto);
 	AccordCommit commit;
-	Routing		routing = {.desk = desk,.only = only,
+	Routing		routing = {.desk = desk,.first = first,
 	.now = GetCurrentTimestamp()};
 	AccordPoint end = {upto, ACCORD_ORD_ALL};
 	Size		bytes = desk->bytes;
@@ -282,7 +292,7 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 
 			if (n++ == SLICE || accord_settle_full() ||
 				desk->bytes > bytes + SLICE_BYTES ||
-				(only != NULL && !endpoint_has_room(desk, only)))
+				(first != NULL && !endpoint_has_room(desk, first)))
 			{
 				more = true;
 				break;
@@ -307,29 +317,56 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 	return more;
 }
 
-/* Lets endpoints that lag read on; true: one could read more at once. */
-static bool
-read_pages(AccordDesk *desk)
+/* The next endpoint that is behind, in turn; NULL: none. */
+static AccordEndpoint *
+next_behind(AccordDesk *desk)
 {
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		if (!endpoint_is_behind(desk, endpoint))
+			continue;
+		dlist_delete(&endpoint->active_node);
+		dlist_push_tail(&desk->active, &endpoint->active_node);
+		return endpoint;
+	}
+	return NULL;
+}
+
+/*
+ * Reads on where an endpoint is; for all those who are behind and come by
+ * there, too: with thousands of them, the log is not read thousands of times.
+ */
+static void
+read_page(AccordDesk *desk, AccordEndpoint *first)
+{
+	AccordPoint point = first->cursor;
 	dlist_mutable_iter iter;
-	bool		more = false;
 
 	dlist_foreach_modify(iter, &desk->active)
 	{
 		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
 												   active_node, iter.cur);
 
-		if (accord_settle_full())
-			return true;
-		if (accord_endpoint_short(desk, endpoint) && !accord_settle_pending())
-			accord_recovery_load(desk, endpoint);
-		if (!endpoint_is_behind(desk, endpoint))
+		endpoint->reading = endpoint_is_behind(desk, endpoint) &&
+			accord_point_compare(endpoint->cursor, point) >= 0;
+	}
+	read_slice(desk, &point, desk->read.ord == ACCORD_ORD_ALL ?
+			   desk->read.seq : desk->read.seq - 1, first);
+	dlist_foreach_modify(iter, &desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		if (!endpoint->reading)
 			continue;
-		if (desk->read.ord == ACCORD_ORD_ALL)
-			more |= read_slice(desk, &endpoint->cursor, desk->read.seq,
-							   endpoint) && endpoint_has_room(desk, endpoint);
-		else
-			read_slice(desk, &endpoint->cursor, desk->read.seq - 1, endpoint);
+		endpoint->reading = false;
+		if (accord_point_compare(point, endpoint->cursor) > 0)
+			endpoint->cursor = point;
 		if (accord_point_compare(endpoint->cursor, desk->read) == 0)
 		{
 			endpoint->lagging = false;
@@ -337,7 +374,29 @@ read_pages(AccordDesk *desk)
 			accord_endpoint_touch(desk, endpoint);
 		}
 	}
-	return more;
+}
+
+/* Lets endpoints that lag read on; true: one could read more at once. */
+static bool
+read_pages(AccordDesk *desk)
+{
+	AccordEndpoint *endpoint;
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &desk->active)
+	{
+		endpoint = dlist_container(AccordEndpoint, active_node, iter.cur);
+		if (accord_endpoint_short(desk, endpoint) && !accord_settle_pending())
+			accord_recovery_load(desk, endpoint);
+	}
+	for (int i = 0; i < PAGES; i++)
+	{
+		endpoint = accord_settle_full() ? NULL : next_behind(desk);
+		if (endpoint == NULL)
+			break;
+		read_page(desk, endpoint);
+	}
+	return accord_intake_hungry(desk);
 }
 
 bool
