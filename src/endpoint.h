@@ -108,6 +108,7 @@ typedef struct AccordEndpoint
 	AccordPoint passed;			/* highest that left "owed" and must not be
 								 * read again */
 	AccordPoint persisted;		/* cursored: the row's point */
+	TimestampTz persisted_at;	/* ... and when it was written */
 	AccordPoint loaded;			/* overflow: exceptions loaded up to here */
 	int64		cursor_version; /* of its last row */
 	dlist_head	owed;			/* in (seq, ord) order */

@@ -467,7 +467,8 @@ spill_lasting(AccordEndpoint *endpoint, TimestampTz now)
 }
 
 static void
-add_cursor(AccordEndpoint *endpoint, AccordPoint point, bool done)
+add_cursor(AccordEndpoint *endpoint, AccordPoint point, bool done,
+		   TimestampTz now)
 {
 	AccordCursorRow *row;
 
@@ -484,12 +485,14 @@ add_cursor(AccordEndpoint *endpoint, AccordPoint point, bool done)
 	row->channel = endpoint->channel;
 	row->account = endpoint->account;
 	endpoint->persisted = point;
+	endpoint->persisted_at = now;
 }
 
 /*
  * An endpoint that lags, or whose queue has not moved for a while, keeps its
  * own cursor, so that the position can go on; one that has caught up with the
- * position gives it back.
+ * position gives it back. It is written now and then: what was settled after
+ * it is in attempt_log.
  */
 static void
 move_cursor(AccordEndpoint *endpoint, TimestampTz now)
@@ -503,16 +506,20 @@ move_cursor(AccordEndpoint *endpoint, TimestampTz now)
 		if (!endpoint->lagging && !endpoint->overflow &&
 			(first == NULL || first->seq > batch.position))
 		{
-			add_cursor(endpoint, low, true);
+			add_cursor(endpoint, low, true, now);
 			endpoint->cursored = false;
 		}
-		else if (accord_point_compare(low, endpoint->persisted) != 0)
-			add_cursor(endpoint, low, false);
+		else if (accord_point_compare(low, endpoint->persisted) == 0)
+			return;
+		else if (endpoint->persisted_at < now - SPILL_AFTER * 1000)
+			add_cursor(endpoint, low, false, now);
+		else
+			batch.desk->unrest = true;
 	}
 	else if (endpoint->lagging ||
 			 (first != NULL && first->started_at < now - SPILL_AFTER * 1000))
 	{
-		add_cursor(endpoint, low, false);
+		add_cursor(endpoint, low, false, now);
 		endpoint->cursored = true;
 	}
 }
