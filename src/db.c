@@ -272,9 +272,16 @@ insert_index_entries(Relation rel, TupleTableSlot **slots, int n)
 	list_free(indexes);
 }
 
+/*
+ * A log grows at its end. What its rows leave free in its pages is not for
+ * smaller rows to come: once the table was vacuumed, each would go to another
+ * old page, a whole page of WAL after a checkpoint, and make the ranges of
+ * the BRIN indexes meaningless.
+ */
 void
 accord_db_insert(Relation rel, HeapTuple *tuples, int n)
 {
+	int			options = TABLE_INSERT_SKIP_FSM;
 	TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
 	CommandId	cid = GetCurrentCommandId(true);
 
@@ -286,9 +293,9 @@ accord_db_insert(Relation rel, HeapTuple *tuples, int n)
 		slots[i]->tts_tableOid = RelationGetRelid(rel);
 	}
 	if (n == 1)
-		table_tuple_insert(rel, slots[0], cid, 0, NULL);
+		table_tuple_insert(rel, slots[0], cid, options, NULL);
 	else
-		table_multi_insert(rel, slots, n, cid, 0, NULL);
+		table_multi_insert(rel, slots, n, cid, options, NULL);
 	insert_index_entries(rel, slots, n);
 
 	for (int i = 0; i < n; i++)

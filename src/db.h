@@ -34,9 +34,9 @@ extern int64 accord_db_sequence_next(Oid sequence);
 extern void accord_db_sequence_set(Oid sequence, int64 value);
 
 /*
- * Inserts into a plain table and its indexes: no triggers, no constraint
- * checks (the caller's values are right by construction), no permission
- * checks. rel is locked RowExclusive by the caller.
+ * Inserts at the end of a log, and into its indexes: no triggers, no
+ * constraint checks (the caller's values are right by construction), no
+ * permission checks. rel is locked RowExclusive by the caller.
  */
 extern void accord_db_insert(Relation rel, HeapTuple *tuples, int n);
 
