@@ -1,6 +1,6 @@
-# A cursor ahead of the position: an endpoint that lags keeps its own, while the position waits for others, or is set back
-# because it is shared or a copy was adopted. What lies between the two was sent already: the log's reader passes it on its way, and does not
-# give it to that endpoint again, however many turns it takes to get there.
+# A cursor ahead of the position: an endpoint that lags keeps its own, while the position waits for others, or is set
+# back because it is shared or a copy was adopted. What lies between the two was sent already: the log's reader passes
+# it on its way, and does not give it to that endpoint again, however many turns it takes to get there.
 use strict;
 use warnings FATAL => 'all';
 
