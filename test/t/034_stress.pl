@@ -18,7 +18,7 @@ use Time::HiRes qw(time);
 use Writers;
 
 my $seed = $ENV{SEED} || int rand 1_000_000;
-my $rounds = $ENV{ROUNDS} || 80;
+my $rounds = $ENV{ROUNDS} || 110;
 srand $seed;
 note("SEED=$seed");
 
