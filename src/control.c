@@ -116,35 +116,41 @@ decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
 }
 
 /*
- * One of a decision's deliveries: [seq, ord, slot, tx_id, channel, account,
- * and the version that was selected, unless it is any]. The endpoint is NULL
- * when it is not ours, or not to be read.
+ * A delivery is [seq, ord, slot, tx_id, channel, account, and the version that
+ * was selected, unless it is any].
  */
-static AccordEndpoint *
-read_item(AccordDesk *desk, JsonbValue *item, AccordBacklogRow *place)
+bool
+accord_control_item(Jsonb *payload, int i, AccordBacklogRow *place)
 {
+	JsonbValue *item = accord_json_path(payload,
+										psprintf("deliveries.%d", i));
 	char	   *part[7];
 
-	if (item->type != jbvBinary)
-		return NULL;
-	for (int i = 0; i < lengthof(part); i++)
+	memset(place, 0, sizeof(*place));
+	if (item == NULL)
+		return false;
+	if (item->type != jbvBinary ||
+		!JsonContainerIsArray(item->val.binary.data))
+		return true;
+	for (int j = 0; j < lengthof(part); j++)
 	{
-		JsonbValue *value = !JsonContainerIsArray(item->val.binary.data) ?
-		NULL : getIthJsonbValueFromContainer(item->val.binary.data, i);
+		JsonbValue *value =
+		getIthJsonbValueFromContainer(item->val.binary.data, j);
 
-		part[i] = value ? accord_json_text(value) : NULL;
-		if (part[i] == NULL && i < 6)
-			return NULL;
+		part[j] = value ? accord_json_text(value) : NULL;
+		if (part[j] == NULL && j < 6)
+			return true;
 	}
 	if (strlen(part[4]) > MAX_CHANNEL || strlen(part[5]) > MAX_ACCOUNT)
-		return NULL;
-	memset(place, 0, sizeof(*place));
+		return true;
 	place->seq = strtoll(part[0], NULL, 10);
 	place->ord = atoi(part[1]);
 	place->event_slot = atoi(part[2]);
 	place->tx_id = strtoll(part[3], NULL, 10);
+	place->channel = part[4];
+	place->account = part[5];
 	place->version = part[6] ? atoi(part[6]) : 0;
-	return accord_assign_endpoint(desk, part[4], part[5]);
+	return true;
 }
 
 bool
@@ -153,20 +159,18 @@ accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 {
 	bool		isnull;
 	Datum		payload = slot_getattr(row, ACCORD_EVENT_PAYLOAD, &isnull);
-	bool		discard = strcmp(topic, "accord.discard") == 0;
+	bool		discard = strcmp(topic, ACCORD_TOPIC_DISCARD) == 0;
 
 	/* all of it or nothing: first whether any is being settled just now */
 	for (int pass = 0; pass < 2 && !isnull; pass++)
 	{
-		JsonbValue *item;
+		AccordBacklogRow place;
 
-		for (int i = 0;
-			 (item = accord_json_path(DatumGetJsonbP(payload),
-									  psprintf("deliveries.%d", i))) != NULL;
-			 i++)
+		for (int i = 0; accord_control_item(DatumGetJsonbP(payload), i,
+											&place); i++)
 		{
-			AccordBacklogRow place;
-			AccordEndpoint *endpoint = read_item(desk, item, &place);
+			AccordEndpoint *endpoint = place.channel == NULL ? NULL :
+			accord_assign_endpoint(desk, place.channel, place.account);
 			AccordDelivery *delivery;
 
 			if (endpoint == NULL)

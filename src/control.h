@@ -8,6 +8,17 @@
 
 #include "endpoint.h"
 
+#define ACCORD_TOPIC_REDELIVER "accord.redeliver"
+#define ACCORD_TOPIC_DISCARD "accord.discard"
+
+/*
+ * The i-th delivery that a control event is about: its place, and the version
+ * that was decided about (0: whatever it is). False: there are no more. The
+ * channel is NULL when it cannot be read.
+ */
+extern bool accord_control_item(Jsonb *payload, int i,
+								AccordBacklogRow *place);
+
 /*
  * Applies a control event, a row of event_log with this topic, to the
  * deliveries of our endpoints. Their new rows are in the settling batch.

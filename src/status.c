@@ -17,6 +17,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -25,6 +26,7 @@
 #include "accord.h"
 #include "backlog.h"
 #include "config.h"
+#include "control.h"
 #include "db.h"
 #include "endpoint.h"
 #include "log.h"
@@ -123,6 +125,15 @@ visit_backlog(const AccordBacklogRow *row, void *arg)
 	return true;
 }
 
+/* How far the dispatcher of an endpoint has come. */
+static int64
+endpoint_position(OwedScan *scan, const AccordBacklogRow *row)
+{
+	uint64		endpoint = accord_endpoint_hash(row->channel, row->account);
+
+	return scan->positions[endpoint % scan->dispatchers];
+}
+
 /* How far an endpoint's deliveries are known to be settled. */
 static AccordPoint
 endpoint_low(OwedScan *scan, uint64 endpoint)
@@ -172,6 +183,42 @@ read_positions(OwedScan *scan)
 	}
 }
 
+/*
+ * What somebody asked to be sent again is owed from the commit of that
+ * decision, also before its dispatcher has taken note.
+ */
+static void
+visit_decision(OwedScan *scan, TupleTableSlot *event)
+{
+	char	   *topic = accord_routing_control(event);
+	AccordBacklogRow place;
+	bool		isnull;
+	Datum		payload;
+
+	if (topic == NULL || strcmp(topic, ACCORD_TOPIC_REDELIVER) != 0)
+		return;
+	payload = slot_getattr(event, ACCORD_EVENT_PAYLOAD, &isnull);
+	for (int i = 0; !isnull && accord_control_item(DatumGetJsonbP(payload), i,
+												   &place); i++)
+	{
+		AccordBacklogRow known = place;
+
+		if (place.channel == NULL ||
+			scan->commit->seq <= endpoint_position(scan, &place))
+			continue;
+		if (accord_backlog_find(place.channel, place.account, place.seq,
+								place.ord, &known) &&
+			(known.decided_by >= scan->commit->seq ||
+			 known.state < ACCORD_STATE_DEAD ||
+			 (place.version > 0 && place.version != known.version)))
+			continue;			/* it took note, shows it, or will not */
+		place.version = 1;
+		place.state = ACCORD_STATE_REPLAYED;
+		place.owed_since = scan->commit->committed_at;
+		emit_row(scan, &place);
+	}
+}
+
 /* Everything in the log that no position, cursor or row accounts for. */
 static void
 scan_log(OwedScan *scan, int64 safe)
@@ -197,6 +244,7 @@ scan_log(OwedScan *scan, int64 safe)
 			scan->ord = DatumGetInt32(slot_getattr(row, ACCORD_EVENT_ORD,
 												   &isnull));
 			accord_routing_visit(scan->config, row, visit_target, scan);
+			visit_decision(scan, row);
 			MemoryContextSwitchTo(old);
 			MemoryContextReset(scratch);
 		}
@@ -216,6 +264,7 @@ accord_owed(PG_FUNCTION_ARGS)
 	AccordPoint nowhere = {0, 0};
 	OwedScan	scan;
 	int64		safe;
+	int			nest_level = NewGUCNestLevel();
 
 	InitMaterializedSRF(fcinfo, 0);
 	memset(&scan, 0, sizeof(scan));
@@ -233,5 +282,7 @@ accord_owed(PG_FUNCTION_ARGS)
 	accord_backlog_load(NULL, NULL, nowhere, visit_backlog, &scan);
 	scan_log(&scan, safe);
 	PopActiveSnapshot();
+	/* how the logs are read is not how the rest of the transaction is */
+	AtEOXact_GUC(false, nest_level);
 	PG_RETURN_NULL();
 }

@@ -181,3 +181,9 @@ RESET session_replication_role;
 SELECT count(*) FROM accord.event_log WHERE topic = 'ob.x';
 DELETE FROM accord.channel WHERE name LIKE 'ob_';
 SELECT count(*) FROM accord.outbox WHERE topic LIKE 'ob.%';
+
+-- Looking does not change how the rest of a transaction is planned.
+BEGIN;
+SELECT count(*) >= 0 AS looked FROM accord.owed();
+SHOW enable_seqscan;
+COMMIT;
