@@ -22,7 +22,8 @@ use PostgreSQL::Test::Utils;
 use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(new_node start_stub channel route insert_row insert_sql literal events poll_until workers dispatcher
-  crash_server wait_for_delivery wait_for_rows timeout_default);
+  crash_server wait_for_delivery wait_for_rows timeout_default
+  fullest);
 
 # Seconds that a condition may take before the test gives up on it.
 sub timeout_default
@@ -197,6 +198,25 @@ sub wait_for_delivery
     return;
 }
 
+# How many requests, which arrived at these times, a bucket that runs out at $rate a second would have held at most:
+# of all windows of w seconds, the most requests beyond $rate * w. A limit holds if and only if it is at most its burst;
+# see Accord::Stub::slack() for how well that can be seen from outside.
+sub fullest
+{
+    my ($rate, @times) = @_;
+    my ($level, $highest, $before) = (0, 0);
+
+    for my $time (sort { $a <=> $b } @times)
+    {
+        $level -= $rate * ($time - $before) if defined $before;
+        $level = 0 if $level < 0;
+        $level++;
+        $highest = $level if $level > $highest;
+        $before = $time;
+    }
+    return $highest;
+}
+
 # Starts a stub server; the arguments are those of stub.py.
 sub start_stub
 {
@@ -305,6 +325,10 @@ sub log
 # The counters, as a hash; and the count alone.
 sub counters { my ($self, $query) = @_; return $json->decode($self->control('GET', 'count' . ($query || ''))); }
 sub count { my ($self) = @_; return $self->counters->{count}; }
+
+# Seconds by which the time of arrival may be off from that of departure: what both processes may take to run, and with
+# --pulse as much as the server itself has been late by.
+sub slack { my ($self) = @_; return 0.1 + $self->counters->{late}; }
 
 # What took effect under --idempotent: { keys => { key => { replays => n } }, anonymous => n }.
 sub applied { my ($self) = @_; return $json->decode($self->control('GET', 'applied')); }

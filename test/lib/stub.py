@@ -10,6 +10,7 @@ outlives the test that started it.
   --log FILE       append every request as a line of JSON, when it arrives
   --idempotent     honour Idempotency-Key (see below)
   --stay           do not end when standard input closes
+  --pulse          measure how late this process itself runs: counter "late"
 
 Every request is answered 200 {} unless a rule says otherwise. Control is by
 requests under /_stub/, which are neither logged nor counted:
@@ -48,8 +49,22 @@ A rule is {"match": {...}, "do": {...}}; the first that matches is used.
          drip {bytes, every_ms}   the body in small pieces
          apply bool          for --idempotent: whether the request takes effect
                              (default: when the status is below 300)
+         limit {amount, period, hints, retry_after}
+                             a server's own rate limit: amount requests in a
+                             window of period seconds, which begins with its
+                             first request; each one more is refused, 429, and
+                             counted. One window for each rule and what the
+                             group of path_regex matched. hints: x (headers
+                             X-RateLimit-*), epoch (the same, reset at a time),
+                             plain (RateLimit-*), draft (RateLimit: r=, t=).
+                             retry_after: seconds (the rest of the window) or
+                             date
 
 delay_ms and gate combine with all others.
+
+A line of the log has the time of arrival ("time") and that at which the answer
+was given or given up ("ended"). /_stub/count also has what the rate limits let
+pass and refused, summed over all of them.
 
 With --idempotent the first request under a key takes effect and its answer is
 kept, whether or not it could be sent; a repetition gets the kept answer and
@@ -62,6 +77,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -71,6 +87,7 @@ import struct
 import sys
 import threading
 import time
+from email.utils import formatdate
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
@@ -80,14 +97,14 @@ SLOW = ("delay_ms", "gate", "hang", "endless_headers", "stall_after_bytes",
 KNOWN_DO = set(SLOW) | {
     "status", "reason", "headers", "body", "body_base64", "nul",
     "invalid_utf8", "redirect", "chunked", "close_before_response", "reset",
-    "garbage", "cut_after_bytes", "apply", "raw"}
+    "garbage", "cut_after_bytes", "apply", "raw", "limit"}
 KNOWN_MATCH = {"path_regex", "method", "header", "body_regex", "times"}
 
 
 class Request:
     """One request as it arrived, and what became of it."""
     __slots__ = ("n", "time", "method", "path", "headers", "body", "answered",
-                 "connection")
+                 "ended", "connection")
 
     def __init__(self, n, method, path, headers, body, connection):
         self.n = n
@@ -97,12 +114,14 @@ class Request:
         self.headers = headers      # lower-case names
         self.body = body
         self.answered = None        # the status, once it was sent whole
+        self.ended = None           # when it was over
         self.connection = connection
 
     def as_json(self):
         row = {"n": self.n, "time": self.time, "method": self.method,
                "path": self.path, "headers": self.headers,
-               "answered": self.answered, "connection": self.connection}
+               "answered": self.answered, "ended": self.ended,
+               "connection": self.connection}
         try:
             row["body"] = self.body.decode("utf-8")
         except UnicodeDecodeError:
@@ -129,9 +148,10 @@ class Rule:
         self.do = do
 
     def takes(self, request):
+        found = self.path.search(request.path)
         if (self.left == 0
                 or self.method and self.method != request.method
-                or not self.path.search(request.path)
+                or not found
                 or self.body and not self.body.search(request.body)):
             return False
         for name, pattern in self.header.items():
@@ -139,7 +159,51 @@ class Rule:
             if value is None or not pattern.search(value):
                 return False
         self.left -= 1
+        self.group = found.group(1) if self.path.groups else None
         return True
+
+
+class Window:
+    """What one rate limit has seen in its current window."""
+
+    def __init__(self, spec):
+        unknown = set(spec) - {"amount", "period", "hints", "retry_after"}
+        if unknown:
+            raise ValueError("unknown word in limit: %s" % sorted(unknown))
+        self.spec = spec
+        self.end = 0
+        self.used = 0
+
+    def take(self):
+        """Whether one more may pass now, and the headers that say how many."""
+        now = time.time()
+        if now >= self.end:
+            self.end = now + self.spec["period"]
+            self.used = 0
+        amount = self.spec["amount"]
+        passed = self.used < amount
+        self.used += passed
+        remaining = amount - self.used
+        rest = math.ceil(self.end - now)
+        hints = self.spec.get("hints")
+        headers = []
+        if hints in ("x", "epoch", "plain"):
+            prefix = "RateLimit-" if hints == "plain" else "X-RateLimit-"
+            reset = math.ceil(self.end) if hints == "epoch" else rest
+            headers = [(prefix + "Limit", amount),
+                       (prefix + "Remaining", remaining),
+                       (prefix + "Reset", reset)]
+        elif hints == "draft":
+            headers = [("RateLimit-Policy", '"default";q=%d;w=%d'
+                        % (amount, math.ceil(self.spec["period"]))),
+                       ("RateLimit", '"default";r=%d;t=%d'
+                        % (remaining, rest))]
+        if not passed and self.spec.get("retry_after") == "seconds":
+            headers.append(("Retry-After", rest))
+        elif not passed and self.spec.get("retry_after") == "date":
+            headers.append(("Retry-After",
+                            formatdate(math.ceil(self.end), usegmt=True)))
+        return passed, headers
 
 
 class Answer:
@@ -214,6 +278,7 @@ class Stub:
         self.idempotent = idempotent
         self.log_file = log
         self.open = 0
+        self.late = 0
         self.gates = {}
         self.waiters = set()
         self.reset()
@@ -227,6 +292,9 @@ class Stub:
         self.connections = 0
         self.kept = {}
         self.anonymous = 0
+        self.windows = {}
+        self.passed = 0
+        self.refused = 0
         for gate in self.gates.values():
             gate.set()
         self.gates = {}
@@ -250,10 +318,18 @@ class Stub:
         if request.n > len(self.log) or self.log[request.n - 1] is not request:
             return
         self.in_flight -= 1
+        request.ended = time.time()
         if status is not None:
             request.answered = status
             self.answered += 1
             self.tell()
+
+    async def pulse(self):
+        """Watches for times during which this process did not run."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.005)
+            self.late = max(self.late, time.monotonic() - before - 0.005)
 
     def tell(self):
         for waiter in self.waiters:
@@ -271,9 +347,25 @@ class Stub:
         else:
             do = {}
         answer = make_answer(do)
+        if "limit" in do:
+            answer = self.decide_limit(rule, answer)
         if not self.idempotent:
             return do, answer, None
         return self.decide_idempotent(request, do, answer)
+
+    def decide_limit(self, rule, answer):
+        """The answer, or a refusal, with what the limit has to say."""
+        window = self.windows.get((rule, rule.group))
+        if window is None:
+            window = Window(rule.do["limit"])
+            self.windows[(rule, rule.group)] = window
+        passed, headers = window.take()
+        self.passed += passed
+        self.refused += not passed
+        if not passed:
+            answer = Answer(429, body=b'{"error": "too many requests"}')
+        return Answer(answer.status, answer.headers + headers, answer.body,
+                      answer.reason)
 
     def decide_idempotent(self, request, do, answer):
         apply = do.get("apply", answer.status < 300)
@@ -302,7 +394,9 @@ class Stub:
     def counters(self):
         return {"count": len(self.log), "answered": self.answered,
                 "in_flight": self.in_flight, "connections": self.connections,
-                "max_in_flight": self.max_in_flight, "open": self.open}
+                "max_in_flight": self.max_in_flight, "open": self.open,
+                "passed": self.passed, "refused": self.refused,
+                "late": self.late}
 
     async def wait_for(self, counter, wanted, timeout_ms):
         """Waits until the counter has come so far; never longer than told."""
@@ -622,9 +716,12 @@ async def run(args):
     server = await loop.create_server(lambda: Connection(stub), "127.0.0.1",
                                       args.port, ssl=context, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
+    pulse = loop.create_task(stub.pulse()) if args.pulse else None
     if not args.stay:
         stop_when_stdin_closes(loop, stop)
     await stop.wait()
+    if pulse:
+        pulse.cancel()
     server.close()
 
 
@@ -636,6 +733,7 @@ def main():
     parser.add_argument("--log")
     parser.add_argument("--idempotent", action="store_true")
     parser.add_argument("--stay", action="store_true")
+    parser.add_argument("--pulse", action="store_true")
     asyncio.run(run(parser.parse_args()))
 
 
