@@ -261,7 +261,8 @@ sub new
         stdout => $stdout_read,
         port => $1,
         scheme => $scheme,
-        args => \@args
+        args => \@args,
+        known => []
     }, $class;
 }
 
@@ -313,13 +314,23 @@ sub gate
         { name => $name, open => $open ? JSON::PP::true : JSON::PP::false });
 }
 
-sub reset { my ($self) = @_; return $self->control('POST', 'reset'); }
+sub reset
+{
+    my ($self) = @_;
+    $self->{known} = [];
+    return $self->control('POST', 'reset');
+}
 
 # The requests received so far, as hashes, in order of arrival; those after number $after.
 sub log
 {
     my ($self, $after) = @_;
-    return map { $json->decode($_) } split /\n/, $self->control('GET', 'log?after=' . ($after || 0));
+    my $known = $self->{known};    # the first ones, which change no more
+    my @rest = map { $json->decode($_) } split /\n/, $self->control('GET', 'log?after=' . @$known);
+    push @$known, shift @rest while @rest && defined $rest[0]{ended};
+    my @all = (@$known, @rest);
+    splice @all, 0, $after || 0;
+    return @all;
 }
 
 # The counters, as a hash; and the count alone.

@@ -355,10 +355,13 @@ class Stub:
 
     def decide_limit(self, rule, answer):
         """The answer, or a refusal, with what the limit has to say."""
-        window = self.windows.get((rule, rule.group))
+        # Not of the rule itself: it lasts when the script is replaced.
+        spec = rule.do["limit"]
+        name = (rule.path.pattern, json.dumps(spec, sort_keys=True),
+                rule.group)
+        window = self.windows.get(name)
         if window is None:
-            window = Window(rule.do["limit"])
-            self.windows[(rule, rule.group)] = window
+            window = self.windows[name] = Window(spec)
         passed, headers = window.take()
         self.passed += passed
         self.refused += not passed
