@@ -14,7 +14,8 @@ SELECT pg_catalog.setval('accord.log_slot', 0);
 --   slot             the ring's partition
 --   event_id         UUID version 7; also the idempotency key every channel sees
 --   occurred_at      when it happened, by its author's clock; recorded_at: when it was written, by ours
---   deliver_at       not to be sent before
+--   deliver_at       not to be sent before; expires_at: not to be sent from then on
+--   priority         0 urgent, 1 normal, 2 bulk
 --   topic, key, op   what it is about; one key's events reach a channel in commit order
 --   source           who caused it: null for the application itself, else the channel it came from
 --   account          the customer's connection it concerns
@@ -25,10 +26,12 @@ CREATE TABLE accord.event_log (
     tx_id bigint NOT NULL,
     ord integer NOT NULL,
     slot smallint NOT NULL,
+    priority smallint NOT NULL,
     event_id uuid NOT NULL,
     occurred_at timestamptz NOT NULL,
     recorded_at timestamptz NOT NULL,
     deliver_at timestamptz,
+    expires_at timestamptz,
     topic text NOT NULL CHECK (topic <> ''),
     key text,
     op text NOT NULL CHECK (op IN ('insert', 'update', 'delete', 'truncate', 'event')),
@@ -85,7 +88,7 @@ CREATE FUNCTION accord.read(after_seq bigint, max integer DEFAULT 1000,
     OUT seq bigint, OUT committed_at timestamptz, OUT tx_id bigint, OUT ord integer, OUT event_id uuid,
     OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
     OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz,
-    OUT deliver_at timestamptz, OUT channels text[], OUT idempotency_key text, OUT headers jsonb,
+    OUT deliver_at timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb,
     OUT actor text, OUT reason text, OUT correlation_id text)
     RETURNS SETOF record
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 1000 AS 'MODULE_PATHNAME', 'accord_read';

@@ -59,10 +59,11 @@ CREATE TABLE accord.backlog_log (
     attempts integer NOT NULL,
     slot smallint NOT NULL,
     event_slot smallint NOT NULL,
+    priority smallint NOT NULL,
     channel text NOT NULL,
     account text NOT NULL,
     key text,
-    state text NOT NULL CHECK (state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead', 'delivered', 'skipped', 'discarded')),
+    state text NOT NULL CHECK (state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead', 'delivered', 'skipped', 'superseded', 'expired', 'discarded')),
     error text,
     request jsonb
 ) PARTITION BY LIST (slot);
@@ -76,14 +77,30 @@ CREATE TABLE accord.cursor_log (
     recorded_at timestamptz NOT NULL,
     ord integer,
     slot smallint NOT NULL,
+    priority smallint NOT NULL,
     channel text NOT NULL,
     account text NOT NULL
 ) PARTITION BY LIST (slot);
-CREATE INDEX cursor_log_endpoint ON accord.cursor_log (channel, account, version);
+CREATE INDEX cursor_log_endpoint ON accord.cursor_log (channel, account, priority, version);
+
+-- endpoint_log: changes of an endpoint's state.
+--   state   open, half_open, closed (its circuit breaker), throttled (the server asked for a pause), paused, resumed
+--   until   open: when a probe is due; throttled, paused: when it ends, if that is known
+CREATE TABLE accord.endpoint_log (
+    recorded_at timestamptz NOT NULL,
+    until timestamptz,
+    slot smallint NOT NULL,
+    channel text NOT NULL,
+    account text NOT NULL,
+    state text NOT NULL CHECK (state IN ('open', 'half_open', 'closed', 'throttled', 'paused', 'resumed')),
+    reason text
+) PARTITION BY LIST (slot);
+CREATE INDEX endpoint_log_endpoint ON accord.endpoint_log (channel, account, recorded_at);
 
 DO $$
 BEGIN
     FOR s IN 0..7 LOOP
+        EXECUTE pg_catalog.format('CREATE TABLE accord.endpoint_log_%s PARTITION OF accord.endpoint_log FOR VALUES IN (%s)', s, s);
         EXECUTE pg_catalog.format('CREATE TABLE accord.attempt_log_%s PARTITION OF accord.attempt_log FOR VALUES IN (%s) WITH (autovacuum_vacuum_insert_scale_factor = 0.05)', s, s);
         EXECUTE pg_catalog.format('CREATE INDEX attempt_log_%s_seq ON accord.attempt_log_%s USING brin (seq, recorded_at) WITH (pages_per_range = 32)', s, s);
     END LOOP;
@@ -121,14 +138,14 @@ DO $$
 DECLARE
     t text;
 BEGIN
-    FOREACH t IN ARRAY ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log'] LOOP
+    FOREACH t IN ARRAY ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log'] LOOP
         EXECUTE pg_catalog.format('CREATE TRIGGER log_guard BEFORE INSERT OR UPDATE OR DELETE ON accord.%I FOR EACH ROW EXECUTE FUNCTION accord.log_guard()', t);
         EXECUTE pg_catalog.format('CREATE TRIGGER log_guard_truncate BEFORE TRUNCATE ON accord.%I FOR EACH STATEMENT EXECUTE FUNCTION accord.log_guard()', t);
     END LOOP;
     -- A trigger's enabled state is not inherited by partitions, and statement triggers are not cloned at all.
     FOR t IN SELECT c.relname FROM pg_catalog.pg_class c
              WHERE c.relnamespace = 'accord'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p')
-               AND c.relname ~ '^(event|commit|attempt|backlog|cursor)_log(_[0-9]+)?$' LOOP
+               AND c.relname ~ '^(event|commit|attempt|backlog|cursor|endpoint)_log(_[0-9]+)?$' LOOP
         IF t ~ '_[0-9]+$' THEN
             EXECUTE pg_catalog.format('CREATE TRIGGER log_guard_truncate BEFORE TRUNCATE ON accord.%I FOR EACH STATEMENT EXECUTE FUNCTION accord.log_guard()', t);
         END IF;
@@ -139,9 +156,13 @@ END
 $$;
 
 COMMENT ON TABLE accord.attempt_log IS 'one row per attempt, and per event settled without one; accord.attempt joins it with the events';
-COMMENT ON COLUMN accord.attempt_log.outcome IS 'delivered, retry, retry_after, rejected, unauthorized, unreachable, timeout, stalled, cut_off, invalid, skipped, discarded or lost';
+COMMENT ON COLUMN accord.attempt_log.outcome IS 'delivered, retry, retry_after, rejected, unauthorized, unreachable, timeout, stalled, cut_off, invalid, skipped, superseded, expired, discarded or lost';
 COMMENT ON COLUMN accord.attempt_log.sent IS 'no: nothing left, safe to repeat; unknown: sent, no complete answer; yes: answered';
 COMMENT ON COLUMN accord.attempt_log.response IS 'the beginning of an answer that was not a success';
 COMMENT ON COLUMN accord.attempt_log.account IS 'the account; empty for the channel''s own endpoint';
 COMMENT ON TABLE accord.backlog_log IS 'the states a delivery passed through once it became an exception; the highest version counts: see accord.backlog';
+COMMENT ON TABLE accord.endpoint_log IS 'changes of an endpoint''s state: its circuit breaker (open, half_open, closed), throttled by the server, paused and resumed by somebody';
+COMMENT ON COLUMN accord.endpoint_log.account IS 'the account; empty for the channel''s own endpoint, and for what concerns the whole channel';
+COMMENT ON COLUMN accord.endpoint_log.until IS 'open: when a probe is due; throttled, paused: when that ends, if it is known';
+COMMENT ON COLUMN accord.endpoint_log.reason IS 'open: the last error; throttled: the answer; paused, resumed: as given';
 COMMENT ON TABLE accord.cursor_log IS 'how far endpoints have come that lag behind their dispatcher''s position; the highest version counts';

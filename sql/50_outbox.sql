@@ -13,10 +13,11 @@ COMMENT ON FUNCTION accord.owed() IS 'every delivery still owed to a channel, wi
 -- Columns as in event_log; what the author does not know is left out of INSERT and comes back by RETURNING.
 CREATE VIEW accord.outbox AS
     SELECT e.event_id, e.topic, e.key, e.op, e.payload, e.before, e.source, e.account, e.channels, e.deliver_at,
-           e.idempotency_key, e.headers, e.occurred_at, e.recorded_at, e.tx_id, e.ord
+           e.expires_at, e.priority, e.idempotency_key, e.headers, e.occurred_at, e.recorded_at, e.tx_id, e.ord
     FROM accord.event_log e
     WHERE (e.slot, e.tx_id, e.ord) IN (SELECT o.event_slot, o.tx_id, o.ord FROM accord.owed() o);
 ALTER VIEW accord.outbox ALTER COLUMN op SET DEFAULT 'event';
+ALTER VIEW accord.outbox ALTER COLUMN priority SET DEFAULT 1;
 -- A view's triggers cannot be ENABLE ALWAYS: with session_replication_role = replica they are passed over, and the event
 -- would be lost without a word. Defaults are computed in any case.
 CREATE FUNCTION accord.outbox_event_id() RETURNS uuid
@@ -34,6 +35,8 @@ COMMENT ON COLUMN accord.outbox.source IS 'the channel it came from, which will 
 COMMENT ON COLUMN accord.outbox.account IS 'the customer''s connection it concerns (accord.account.name)';
 COMMENT ON COLUMN accord.outbox.channels IS 'an explicit address: these channels and no others';
 COMMENT ON COLUMN accord.outbox.deliver_at IS 'not to be sent before';
+COMMENT ON COLUMN accord.outbox.expires_at IS 'from then on it is not sent any more, but logged as expired';
+COMMENT ON COLUMN accord.outbox.priority IS '0 urgent, 1 normal (the default), 2 bulk: what is more urgent overtakes, but does not starve the rest';
 COMMENT ON COLUMN accord.outbox.idempotency_key IS 'an event with a key already used is discarded when its content is the same, refused when it differs';
 COMMENT ON COLUMN accord.outbox.headers IS 'an object of HTTP headers to send along, such as traceparent';
 COMMENT ON COLUMN accord.outbox.occurred_at IS 'when it happened, by its author''s clock; the time of the INSERT when left out';

@@ -4,7 +4,7 @@
 CREATE VIEW accord.backlog AS
     SELECT b.seq, b.ord, b.channel, nullif(b.account, '') AS account, b.key, b.state, b.attempts,
            b.owed_since, b.attempted_at, b.due_at, b.recorded_at AS since, b.error, b.route, b.decided_by,
-           b.tx_id, b.event_slot, b.version
+           b.tx_id, b.event_slot, b.version, b.priority
     FROM (SELECT DISTINCT ON (l.channel, l.account, l.seq, l.ord) l.*
           FROM accord.backlog_log l
           ORDER BY l.channel, l.account, l.seq, l.ord, l.version DESC) b
@@ -127,6 +127,63 @@ CREATE FUNCTION accord.discard(event_id uuid, channel text DEFAULT NULL, account
     SELECT accord.decide('accord.discard', accord.select_event(event_id, channel, account), reason)
 $$;
 COMMENT ON FUNCTION accord.discard(uuid, text, text, text) IS 'gives up one event''s deliveries that are in the backlog, at commit. Over a selection: SELECT accord.discard(event_id, channel, account) FROM accord.dead_letter WHERE ...';
+
+-- Pausing: a row of accord.paused stops an endpoint; an event says so to the log, and by it to endpoint_log.
+CREATE FUNCTION accord.find_endpoint(channel text, account text) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM accord.channel c WHERE c.name = find_endpoint.channel) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('channel "%s" does not exist', channel),
+            HINT = 'See SELECT name FROM accord.channel.';
+    END IF;
+    IF account IS NOT NULL AND NOT EXISTS (SELECT FROM accord.account a WHERE a.channel = find_endpoint.channel
+                                                                          AND a.name = find_endpoint.account) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('channel "%s" has no account "%s"', channel, account),
+            HINT = 'See SELECT name FROM accord.account; a null account means the channel with all its accounts.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION accord.find_endpoint(text, text) IS 'internal: raises unless the channel, and the account when one is given, exist';
+
+CREATE FUNCTION accord.pause(channel text, account text DEFAULT NULL, reason text DEFAULT NULL,
+                             until timestamptz DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM accord.find_endpoint(channel, account);
+    IF until <= now() THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('channel "%s" cannot be paused until a time that has passed', channel),
+            HINT = 'Give a time to come, or none: then accord.resume() ends the pause.';
+    END IF;
+    INSERT INTO accord.paused AS p (channel, account, reason, actor, until)
+        VALUES (pause.channel, pause.account, pause.reason,
+                coalesce(nullif(current_setting('accord.actor', true), ''), session_user), pause.until)
+        ON CONFLICT (channel, (coalesce(account, '')))
+        DO UPDATE SET reason = excluded.reason, actor = excluded.actor, since = excluded.since, until = excluded.until;
+    PERFORM accord.control_append('accord.pause', jsonb_build_object(
+        'channel', channel, 'account', account, 'reason', reason,
+        'until_us', ((extract(epoch FROM until) - 946684800) * 1000000)::bigint::text));
+END
+$$;
+COMMENT ON FUNCTION accord.pause(text, text, text, timestamptz) IS 'stops a channel, or one account of it, at commit: nothing more is sent, what it is owed waits in the log; until a time, or until accord.resume()';
+
+CREATE FUNCTION accord.resume(channel text, account text DEFAULT NULL, reason text DEFAULT NULL) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM accord.find_endpoint(channel, account);
+    DELETE FROM accord.paused p
+        WHERE p.channel = resume.channel AND p.account IS NOT DISTINCT FROM resume.account;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM accord.control_append('accord.resume',
+                                  jsonb_build_object('channel', channel, 'account', account, 'reason', reason));
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION accord.resume(text, text, text) IS 'ends a pause of a channel or of one account, at commit; false: there was none. A channel''s pause is not one of its accounts'', nor the other way round';
 
 CREATE FUNCTION accord.adopt() RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

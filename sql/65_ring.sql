@@ -45,8 +45,8 @@ COMMENT ON FUNCTION accord.lowest_position() IS 'internal: the lowest position o
 CREATE FUNCTION accord.ring_floor() RETURNS bigint
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT least(accord.lowest_position(), (SELECT min(position) FROM accord.checkpoint),
-                 (SELECT min(c.seq) - 1 FROM (SELECT DISTINCT ON (channel, account) seq FROM accord.cursor_log
-                                              ORDER BY channel, account, version DESC) c))
+                 (SELECT min(c.seq) - 1 FROM (SELECT DISTINCT ON (channel, account, priority) seq FROM accord.cursor_log
+                                              ORDER BY channel, account, priority, version DESC) c))
 $$;
 COMMENT ON FUNCTION accord.ring_floor() IS 'internal: the commit number up to which no dispatcher will read the logs again';
 
@@ -100,13 +100,14 @@ DECLARE
 BEGIN
     FOR i IN 1 .. 7 LOOP
         slot := (turns + i) % 8;
-        tables := format('accord.attempt_log_%s', slot);
-        EXECUTE format('SELECT recorded_at FROM %s ORDER BY ctid DESC LIMIT 1', tables) INTO newest;
+        tables := format('accord.attempt_log_%s, accord.endpoint_log_%s', slot, slot);
+        EXECUTE format('SELECT recorded_at FROM accord.attempt_log_%s ORDER BY ctid DESC LIMIT 1', slot) INTO newest;
         CONTINUE WHEN newest IS NULL;
         EXIT WHEN newest > now() - retention OR NOT accord.ring_lock(tables);
         -- What was settled beyond the floor must be known when it is read again.
-        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE seq > accord.ring_floor() AND outcome IN (''delivered'', ''skipped'', ''discarded''))',
-                       tables) INTO is_needed;
+        EXECUTE format('SELECT EXISTS (SELECT FROM accord.attempt_log_%s WHERE seq > accord.ring_floor() '
+                       'AND outcome IN (''delivered'', ''skipped'', ''superseded'', ''expired'', ''discarded''))',
+                       slot) INTO is_needed;
         EXIT WHEN is_needed;
         PERFORM accord.ring_truncate(tables);
     END LOOP;
@@ -148,9 +149,9 @@ BEGIN
         EXECUTE format($q$
             INSERT INTO accord.backlog_log
                 (seq, tx_id, recorded_at, owed_since, attempted_at, due_at, route, decided_by, ord, version, attempts,
-                 slot, event_slot, channel, account, key, state, error, request)
+                 slot, event_slot, priority, channel, account, key, state, error, request)
             SELECT o.seq, o.tx_id, o.recorded_at, o.owed_since, o.attempted_at, o.due_at, o.route, o.decided_by, o.ord,
-                   o.version, o.attempts, %1$s, o.event_slot, o.channel, o.account, o.key, o.state, o.error,
+                   o.version, o.attempts, %1$s, o.event_slot, o.priority, o.channel, o.account, o.key, o.state, o.error,
                    -- a command's request was kept with its first intent
                    coalesce(o.request, (SELECT r.request FROM accord.backlog_log r
                                         WHERE r.channel = o.channel AND r.account = o.account AND r.seq = o.seq
@@ -163,11 +164,11 @@ BEGIN
             $q$, current, slot, floor);
         GET DIAGNOSTICS copied = ROW_COUNT;
         EXECUTE format($q$
-            INSERT INTO accord.cursor_log (version, seq, recorded_at, ord, slot, channel, account)
-            SELECT o.version, o.seq, o.recorded_at, o.ord, %1$s, o.channel, o.account
+            INSERT INTO accord.cursor_log (version, seq, recorded_at, ord, slot, priority, channel, account)
+            SELECT o.version, o.seq, o.recorded_at, o.ord, %1$s, o.priority, o.channel, o.account
             FROM accord.cursor_log_%2$s o
             WHERE NOT EXISTS (SELECT FROM accord.cursor_log n
-                              WHERE n.channel = o.channel AND n.account = o.account
+                              WHERE n.channel = o.channel AND n.account = o.account AND n.priority = o.priority
                                 AND (n.version > o.version OR n.version = o.version AND n.slot <> o.slot))
             $q$, current, slot);
         GET DIAGNOSTICS cursors = ROW_COUNT;

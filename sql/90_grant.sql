@@ -22,7 +22,7 @@ CREATE FUNCTION accord.grant_auditor(role regrole) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     EXECUTE format('GRANT SELECT ON accord.event_log, accord.commit_log, accord.attempt_log, accord.backlog_log, '
-                   'accord.cursor_log, accord.outbox, accord.backlog, accord.dead_letter, accord.attempt, '
+                   'accord.cursor_log, accord.endpoint_log, accord.rate_limit, accord.paused, accord.outbox, accord.backlog, accord.dead_letter, accord.attempt, '
                    'accord.timeline, accord.status, accord.channel, accord.account, accord.route, accord.identity, '
                    'accord.idempotency_key TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
@@ -37,14 +37,15 @@ CREATE FUNCTION accord.grant_admin(role regrole) RETURNS void
 BEGIN
     PERFORM accord.grant_writer(role);
     PERFORM accord.grant_auditor(role);
-    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.channel, accord.account, accord.route TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.channel, accord.account, accord.route, accord.rate_limit TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.secret TO %s', role);
-    EXECUTE format('GRANT USAGE ON SEQUENCE accord.route_id_seq TO %s', role);
+    EXECUTE format('GRANT USAGE ON SEQUENCE accord.route_id_seq, accord.rate_limit_id_seq TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION '
                    'accord.redeliver(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.redeliver(uuid, text, text, text), '
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
-                   'accord.discard(uuid, text, text, text), accord.adopt(), accord.launch() TO %s', role);
+                   'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
+                   'accord.resume(text, text, text), accord.adopt(), accord.launch() TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard() and adopt(), besides what writers and auditors may';

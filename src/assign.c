@@ -3,7 +3,7 @@
  *
  * Runs in dispatchers. Endpoints outlive the configuration they were made
  * from: at every change each gets its limits anew, and is paused when its
- * channel or account is disabled. A delivery looks its route up when it is its
+ * channel or account is disabled or paused. A delivery looks its route up when it is its
  * turn, so what is edited takes effect for everything that is still to be
  * sent.
  *
@@ -14,77 +14,138 @@
  */
 #include "postgres.h"
 
+#include "utils/timestamp.h"
+
 #include "assign.h"
+#include "flow.h"
 #include "request.h"
 
 static AccordConfig *config = NULL;
 static int64 config_generation = -1;
 
-/* Gives an endpoint today's limits; pauses it when it may not send. */
-static void
-configure_endpoint(AccordDesk *desk, AccordEndpoint *endpoint)
+/* Whether a pause holds; one that ends by itself is remembered. */
+static bool
+is_paused(AccordDesk *desk, const AccordPause *pause, TimestampTz now)
 {
-	AccordChannel *channel = accord_config_channel(config, endpoint->channel);
-	AccordAccount *account = channel == NULL || endpoint->account[0] == '\0' ?
-	NULL : accord_config_account(config, channel, endpoint->account);
+	if (pause == NULL || (pause->until != 0 && pause->until <= now))
+		return false;
+	if (pause->until != 0 &&
+		(desk->resume_at == 0 || pause->until < desk->resume_at))
+		desk->resume_at = pause->until;
+	return true;
+}
+
+/* Gives a connection today's limits; pauses it when it may not send. */
+static void
+configure_connection(AccordDesk *desk, AccordConnection *connection)
+{
+	AccordChannel *channel = accord_config_channel(config,
+												   connection->hub->channel);
+	AccordAccount *account = channel == NULL ||
+	connection->account[0] == '\0' ? NULL :
+	accord_config_account(config, channel, connection->account);
+	TimestampTz now = GetCurrentTimestamp();
 
 	if (channel == NULL)
 	{
 		/* what it is owed is settled as discarded, or read past */
-		endpoint->paused = false;
-		accord_endpoint_rotate(desk, endpoint);
+		connection->paused = false;
+		connection->n_meters = 0;
+		connection->hub->n_meters = 0;
+		accord_connection_rotate(desk, connection);
 		return;
 	}
-	endpoint->paused = !channel->enabled ||
+	connection->paused = !channel->enabled ||
 		(account != NULL && !account->enabled);
-	endpoint->ordered = channel->ordered;
-	endpoint->max_in_flight = channel->max_in_flight;
-	endpoint->policy.base_ms = channel->retry_base_ms;
-	endpoint->policy.cap_ms = channel->retry_cap_ms;
-	endpoint->policy.max_attempts = channel->max_attempts;
-	endpoint->policy.max_age_ms = channel->max_age_ms;
-	endpoint->policy.keyed = channel->idempotency_header != NULL;
-	endpoint->policy.window_ms = channel->idempotency_window_ms;
-	if (endpoint->paused && endpoint->rotating)
-	{
-		dlist_delete(&endpoint->ready_node);
-		endpoint->rotating = false;
-	}
-	accord_endpoint_rotate(desk, endpoint);
+	connection->paused |= is_paused(desk, channel->pause, now);
+	connection->paused |= account != NULL &&
+		is_paused(desk, account->pause, now);
+	connection->ordered = channel->ordered;
+	connection->policy.base_ms = channel->retry_base_ms;
+	connection->policy.cap_ms = channel->retry_cap_ms;
+	connection->policy.max_attempts = channel->max_attempts;
+	connection->policy.max_age_ms = channel->max_age_ms;
+	connection->policy.keyed = channel->idempotency_header != NULL;
+	connection->policy.window_ms = channel->idempotency_window_ms;
+	connection->policy.hold_dead = false;
+	accord_flow_configure(connection, channel, account);
+	if (connection->paused)
+		accord_connection_rest(desk, connection);
+	/* limits may have become wider: both are asked again */
+	if (connection->hub->alarm.at != 0)
+		accord_hub_sleep(desk, connection->hub, 0);
+	accord_connection_sleep(desk, connection, 0);
+}
+
+static void
+configure_all(AccordDesk *desk)
+{
+	HASH_SEQ_STATUS scan;
+	AccordConnection *connection;
+
+	desk->resume_at = 0;
+	accord_desk_scan(desk, &scan);
+	while ((connection = accord_desk_scan_next(&scan)) != NULL)
+		configure_connection(desk, connection);
+	accord_flow_release(desk);
 }
 
 /* Reloads the configuration if it changed. In a transaction. */
 void
 accord_assign_refresh(AccordDesk *desk)
 {
-	HASH_SEQ_STATUS scan;
-	AccordEndpoint *endpoint;
-
 	accord_config_pin(false);
 	config = accord_config_get();
 	accord_config_pin(true);
 	if (config->generation == config_generation)
 		return;
 	config_generation = config->generation;
-	accord_desk_scan(desk, &scan);
-	while ((endpoint = accord_desk_scan_next(&scan)) != NULL)
-		configure_endpoint(desk, endpoint);
+	configure_all(desk);
+}
+
+void
+accord_assign_resume(AccordDesk *desk, TimestampTz now)
+{
+	if (desk->resume_at != 0 && desk->resume_at <= now)
+		configure_all(desk);
+}
+
+AccordConnection *
+accord_assign_connection(AccordDesk *desk, const char *channel,
+						 const char *account)
+{
+	AccordConnection *connection;
+
+	if (!accord_desk_owns(desk, channel))
+		return NULL;
+	connection = accord_desk_connection(desk, channel, account, false);
+	if (connection == NULL)
+	{
+		connection = accord_desk_connection(desk, channel, account, true);
+		configure_connection(desk, connection);
+	}
+	return connection;
 }
 
 AccordEndpoint *
-accord_assign_endpoint(AccordDesk *desk, const char *channel, const char *account)
+accord_assign_endpoint(AccordDesk *desk, const char *channel,
+					   const char *account, int priority)
 {
-	AccordEndpoint *endpoint;
+	AccordConnection *connection = accord_assign_connection(desk, channel,
+															account);
 
-	if (!accord_desk_owns(desk, channel, account))
-		return NULL;
-	endpoint = accord_desk_endpoint(desk, channel, account, false);
-	if (endpoint == NULL)
-	{
-		endpoint = accord_desk_endpoint(desk, channel, account, true);
-		configure_endpoint(desk, endpoint);
-	}
-	return endpoint;
+	return connection == NULL ? NULL :
+		accord_connection_endpoint(desk, connection, priority);
+}
+
+AccordAccount *
+accord_assign_account(const AccordDelivery *delivery)
+{
+	AccordChannel *channel = accord_config_channel(config,
+												   delivery->endpoint->channel);
+
+	return channel == NULL || delivery->endpoint->account[0] == '\0' ? NULL :
+		accord_config_account(config, channel, delivery->endpoint->account);
 }
 
 bool

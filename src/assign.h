@@ -17,10 +17,20 @@ extern void accord_assign_refresh(AccordDesk *desk);
 /* The configuration as of the last refresh. */
 extern AccordConfig *accord_assign_config(void);
 
-/* The endpoint, made when it is new; NULL: another dispatcher owns it. */
+/* Pauses that end by themselves have ended, perhaps. */
+extern void accord_assign_resume(AccordDesk *desk, TimestampTz now);
+
+/* Made when it is new; NULL: another dispatcher owns the channel. */
+extern AccordConnection *accord_assign_connection(AccordDesk *desk,
+												  const char *channel,
+												  const char *account);
 extern AccordEndpoint *accord_assign_endpoint(AccordDesk *desk,
 											  const char *channel,
-											  const char *account);
+											  const char *account,
+											  int priority);
+
+/* Today's account of a delivery; NULL: its channel has none of that name. */
+extern AccordAccount *accord_assign_account(const AccordDelivery *delivery);
 
 /* Today's configuration of a delivery; false: its channel, account or route is
  * gone. */

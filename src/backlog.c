@@ -40,6 +40,8 @@ static const char *const state_words[] = {
 	[ACCORD_STATE_DEAD] = "dead",
 	[ACCORD_STATE_DELIVERED] = "delivered",
 	[ACCORD_STATE_SKIPPED] = "skipped",
+	[ACCORD_STATE_SUPERSEDED] = "superseded",
+	[ACCORD_STATE_EXPIRED] = "expired",
 	[ACCORD_STATE_DISCARDED] = "discarded"
 };
 
@@ -158,6 +160,7 @@ form_backlog(const void *rows, int i, Relation rel, int slot,
 	add_datum(&row, Int32GetDatum(from->attempts), false);
 	add_datum(&row, Int16GetDatum(slot), false);
 	add_datum(&row, Int16GetDatum(from->event_slot), false);
+	add_datum(&row, Int16GetDatum(from->priority), false);
 	add_text(&row, from->channel);
 	add_text(&row, from->account);
 	add_text(&row, from->key);
@@ -220,9 +223,35 @@ form_cursor(const void *rows, int i, Relation rel, int slot,
 	add_int64(&row, now, false);
 	add_datum(&row, Int32GetDatum(from->point.ord), from->done);
 	add_datum(&row, Int16GetDatum(slot), false);
+	add_datum(&row, Int16GetDatum(from->priority), false);
 	add_text(&row, from->channel);
 	add_text(&row, from->account);
 	return finish_row(&row, rel);
+}
+
+/* Same order as the columns of accord.endpoint_log. */
+static HeapTuple
+form_transition(const void *rows, int i, Relation rel, int slot,
+				TimestampTz now)
+{
+	const AccordTransitionRow *from = (const AccordTransitionRow *) rows + i;
+	RowBuilder	row = {.n = 0};
+
+	add_int64(&row, now, false);
+	add_int64(&row, from->until, from->until == 0);
+	add_datum(&row, Int16GetDatum(slot), false);
+	add_text(&row, from->channel);
+	add_text(&row, from->account);
+	add_text(&row, from->state);
+	add_text(&row, from->reason);
+	return finish_row(&row, rel);
+}
+
+void
+accord_backlog_append_transitions(const AccordTransitionRow *rows, int n)
+{
+	append_rows("endpoint_log", "attempt_slot", ACCORD_ATTEMPT_SLOTS, rows, n,
+				form_transition);
 }
 
 void
@@ -272,7 +301,7 @@ column_text(int row, int column)
 #define BACKLOG_COLUMNS \
 	"seq, tx_id, owed_since, attempted_at, due_at, route, decided_by, " \
 	"ord, version, attempts, event_slot::int, channel, account, key, state, " \
-	"error, request"
+	"error, request, priority::int"
 
 static void
 fill_backlog(AccordBacklogRow *row, int i)
@@ -297,6 +326,7 @@ fill_backlog(AccordBacklogRow *row, int i)
 	row->state = state_of_word(column_text(i, 15));
 	row->error = column_text(i, 16);
 	row->request = isnull ? NULL : DatumGetJsonbPCopy(request);
+	row->priority = column_int32(i, 18);
 }
 
 /* Opens a cursor over a query; index scans only, in this transaction. */
@@ -441,7 +471,8 @@ accord_backlog_settled(int64 after, AccordSettledVisit visit, void *arg)
 
 	portal = open_query("SELECT channel, account, seq, ord "
 						"FROM accord.attempt_log WHERE seq > $1 AND outcome "
-						"IN ('delivered', 'skipped', 'discarded') "
+						"IN ('delivered', 'skipped', 'superseded', 'expired', "
+						"'discarded') "
 						"UNION ALL SELECT channel, account, seq, ord "
 						"FROM accord.backlog_log WHERE seq > $1",
 						1, types, values);
@@ -461,10 +492,11 @@ accord_backlog_cursors(AccordCursorVisit visit, void *arg)
 {
 	Portal		portal;
 
-	portal = open_query("SELECT version, seq, ord, channel, account FROM "
-						"(SELECT DISTINCT ON (channel, account) * "
+	portal = open_query("SELECT version, seq, ord, channel, account, "
+						"priority::int FROM "
+						"(SELECT DISTINCT ON (channel, account, priority) * "
 						"FROM accord.cursor_log ORDER BY channel, account, "
-						"version DESC) AS latest", 0, NULL, NULL);
+						"priority, version DESC) AS latest", 0, NULL, NULL);
 	do
 	{
 		SPI_cursor_fetch(portal, true, 1000);
@@ -475,7 +507,37 @@ accord_backlog_cursors(AccordCursorVisit visit, void *arg)
 				.point = {column_int64(i, 2), column_int32(i, 3)},
 				.done = column_int64(i, 2) == 0,
 				.channel = column_text(i, 4),
-				.account = column_text(i, 5)
+				.account = column_text(i, 5),
+				.priority = column_int32(i, 6)
+			};
+
+			visit(&row, arg);
+		}
+		SPI_freetuptable(SPI_tuptable);
+	} while (SPI_processed > 0);
+	close_query(portal);
+}
+
+void
+accord_backlog_breakers(AccordBreakerVisit visit, void *arg)
+{
+	Portal		portal;
+
+	portal = open_query("SELECT channel, account, until FROM "
+						"(SELECT DISTINCT ON (channel, account) * "
+						"FROM accord.endpoint_log "
+						"WHERE state IN ('open', 'half_open', 'closed') "
+						"ORDER BY channel, account, recorded_at DESC) AS latest "
+						"WHERE state <> 'closed'", 0, NULL, NULL);
+	do
+	{
+		SPI_cursor_fetch(portal, true, 1000);
+		for (int i = 0; i < (int) SPI_processed; i++)
+		{
+			AccordTransitionRow row = {
+				.channel = column_text(i, 1),
+				.account = column_text(i, 2),
+				.until = column_int64(i, 3)
 			};
 
 			visit(&row, arg);

@@ -26,6 +26,8 @@ typedef enum AccordState
 	ACCORD_STATE_DEAD,			/* next: REPLAYED, DISCARDED */
 	ACCORD_STATE_DELIVERED,		/* closed; next: REPLAYED */
 	ACCORD_STATE_SKIPPED,		/* closed; next: REPLAYED */
+	ACCORD_STATE_SUPERSEDED,	/* closed; next: REPLAYED */
+	ACCORD_STATE_EXPIRED,		/* closed; next: REPLAYED */
 	ACCORD_STATE_DISCARDED		/* closed; next: REPLAYED */
 } AccordState;
 
@@ -44,6 +46,7 @@ typedef struct AccordBacklogRow
 	int			version;
 	int			attempts;
 	int			event_slot;
+	int			priority;
 	const char *channel;
 	const char *account;
 	const char *key;			/* NULL: none */
@@ -68,9 +71,20 @@ typedef struct AccordAttemptRow
 	const char *request_id;
 } AccordAttemptRow;
 
+/* A change of an endpoint's state, for endpoint_log. */
+typedef struct AccordTransitionRow
+{
+	const char *channel;
+	const char *account;
+	const char *state;
+	const char *reason;			/* NULL: null */
+	TimestampTz until;			/* 0: null */
+} AccordTransitionRow;
+
 typedef struct AccordCursorRow
 {
 	int64		version;
+	int			priority;
 	AccordPoint point;
 	bool		done;			/* lags no longer: a null seq */
 	const char *channel;
@@ -81,6 +95,8 @@ typedef struct AccordCursorRow
 extern void accord_backlog_append(const AccordBacklogRow *rows, int n);
 extern void accord_backlog_append_attempts(const AccordAttemptRow *rows, int n);
 extern void accord_backlog_append_cursors(const AccordCursorRow *rows, int n);
+extern void accord_backlog_append_transitions(const AccordTransitionRow *rows,
+											  int n);
 
 /*
  * Reading back; SPI connected by the callee, one callback per row, whose
@@ -92,13 +108,16 @@ extern void accord_backlog_append_cursors(const AccordCursorRow *rows, int n);
  * find: the highest version of one delivery, without error and request; key
  *   palloc'd.
  * settled: what was settled for good after seq, in either log.
- * cursors: the last cursor of each endpoint that ever had one; it is in force
- *   unless it is done. Versions go on from there.
+ * cursors: the last cursor of each endpoint and priority that ever had one; it
+ *   is in force unless it is done. Versions go on from there.
+ * breakers: of each endpoint whose circuit breaker was not closed, when its
+ *   next probe is due.
  */
 typedef bool (*AccordBacklogVisit) (const AccordBacklogRow *row, void *arg);
 typedef void (*AccordSettledVisit) (const char *channel, const char *account,
 									int64 seq, int ord, void *arg);
 typedef void (*AccordCursorVisit) (const AccordCursorRow *row, void *arg);
+typedef void (*AccordBreakerVisit) (const AccordTransitionRow *row, void *arg);
 
 extern void accord_backlog_load(const char *channel, const char *account,
 								AccordPoint after, AccordBacklogVisit visit,
@@ -111,6 +130,7 @@ extern Jsonb *accord_backlog_request(const char *channel, const char *account,
 									 int64 seq, int ord);
 extern void accord_backlog_settled(int64 after, AccordSettledVisit visit,
 								   void *arg);
+extern void accord_backlog_breakers(AccordBreakerVisit visit, void *arg);
 extern void accord_backlog_cursors(AccordCursorVisit visit, void *arg);
 
 /* A dispatcher's persisted position. */

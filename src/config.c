@@ -6,7 +6,7 @@
  * Invariants
  *   - What is kept was read under one snapshot, in one memory context, and is
  *     replaced as a whole: no pointer into it outlives accord_config_get().
- *   - Any change of one of the four tables invalidates it in every process, at
+ *   - Any change of one of these tables invalidates it in every process, at
  *     the commit of the change (relation cache invalidation, sent by the
  *     trigger config_changed).
  *   - The values of secrets are read by dispatchers alone.
@@ -45,6 +45,9 @@
 #include "db.h"
 #include "json.h"
 #include "shmem.h"
+#include "template.h"
+
+#define BURST_TIME 5000			/* us */
 
 typedef struct AccountKey
 {
@@ -65,7 +68,9 @@ static bool registered = false;
 static bool with_secrets = false;
 static int64 generations = 0;
 
-static const char *const tables[] = {"channel", "account", "route", "secret"};
+static const char *const tables[] = {
+	"channel", "account", "route", "secret", "rate_limit", "paused"
+};
 
 static const char *const op_words[] = {
 	[ACCORD_OP_INSERT] = "insert",
@@ -163,17 +168,19 @@ column_bool(int row, const char *name)
 	return DatumGetBool(column(row, name, &isnull));
 }
 
+/* 0 when null */
 static int
 column_int(int row, const char *name)
 {
 	bool		isnull;
+	Datum		value = column(row, name, &isnull);
 
-	return DatumGetInt32(column(row, name, &isnull));
+	return isnull ? 0 : DatumGetInt32(value);
 }
 
-/* An interval in milliseconds, months being 30 days; 0 when null. */
+/* An interval in microseconds, months being 30 days; 0 when null. */
 static int64
-column_ms(int row, const char *name)
+column_us(int row, const char *name)
 {
 	bool		isnull;
 	Datum		value = column(row, name, &isnull);
@@ -181,9 +188,35 @@ column_ms(int row, const char *name)
 
 	if (isnull)
 		return 0;
-	return (interval->time +
-			((int64) interval->month * DAYS_PER_MONTH + interval->day) *
-			USECS_PER_DAY) / 1000;
+	return interval->time +
+		((int64) interval->month * DAYS_PER_MONTH + interval->day) *
+		USECS_PER_DAY;
+}
+
+static int64
+column_ms(int row, const char *name)
+{
+	return column_us(row, name) / 1000;
+}
+
+/* 0 when null */
+static int64
+column_int64(int row, const char *name)
+{
+	bool		isnull;
+	Datum		value = column(row, name, &isnull);
+
+	return isnull ? 0 : DatumGetInt64(value);
+}
+
+/* 0 when null */
+static double
+column_real(int row, const char *name)
+{
+	bool		isnull;
+	Datum		value = column(row, name, &isnull);
+
+	return isnull ? 0 : DatumGetFloat4(value);
 }
 
 static Jsonb *
@@ -234,6 +267,18 @@ load_channel(int row)
 	channel->headers = column_json(row, "headers");
 	channel->ordered = strcmp(column_text(row, "ordering"), "key") == 0;
 	channel->max_in_flight = column_int(row, "max_in_flight");
+	channel->account_max_in_flight = column_int(row, "account_max_in_flight");
+	if (channel->account_max_in_flight == 0)
+		channel->account_max_in_flight = channel->max_in_flight;
+	channel->throttle_channel =
+		strcmp(column_text(row, "throttle_scope"), "channel") == 0;
+	channel->heed_hints = column_bool(row, "heed_hints");
+	channel->breaker.failures = column_int(row, "breaker_failures");
+	channel->breaker.ratio = column_real(row, "breaker_ratio");
+	channel->breaker.minimum = column_int(row, "breaker_minimum");
+	channel->breaker.window_ms = column_ms(row, "breaker_window");
+	channel->breaker.cooldown_ms = column_ms(row, "breaker_cooldown");
+	channel->breaker.cap_ms = column_ms(row, "breaker_cap");
 	channel->connect_timeout_ms = (int) column_ms(row, "connect_timeout");
 	channel->timeout_ms = (int) column_ms(row, "timeout");
 	channel->stall_timeout_s =
@@ -303,6 +348,8 @@ load_accounts(AccordConfig *config)
 		account->name = column_text(i, "name");
 		account->base_url = column_text(i, "base_url");
 		account->enabled = column_bool(i, "enabled");
+		account->max_in_flight = column_int(i, "max_in_flight");
+		account->weight = column_int(i, "weight");
 		(void) column(i, "auth", &isnull);
 		account->has_auth = !isnull;
 		load_auth(i, &account->auth);
@@ -381,6 +428,8 @@ load_routes(AccordConfig *config)
 		if (channel == NULL)
 			continue;
 		route->channel = channel;
+		channel->coalesces |= column_text(i, "coalesce") != NULL &&
+			strcmp(column_text(i, "mode"), "state") == 0;
 		route->id = DatumGetInt64(column(i, "id", &isnull));
 		route->topic = column_text(i, "topic");
 		route->ops = load_ops(i);
@@ -391,6 +440,12 @@ load_routes(AccordConfig *config)
 		route->command = strcmp(column_text(i, "mode"), "command") == 0;
 		route->ambiguous_retry =
 			strcmp(column_text(i, "ambiguous"), "retry") == 0;
+		route->hold_dead =
+			strcmp(column_text(i, "when_dead"), "hold") == 0;
+		route->coalesce = column_text(i, "coalesce");
+		route->quiet_ms = column_ms(i, "quiet");
+		route->quiet_max_ms = column_ms(i, "quiet_max");
+		route->skip_unchanged = column_bool(i, "skip_unchanged");
 		route->body_function = column_text(i, "body_function");
 		route->owner = get_role_oid(column_text(i, "owner"), true);
 		if (route->body_function != NULL)
@@ -404,6 +459,91 @@ load_routes(AccordConfig *config)
 				repalloc(channel->routes, 2 * channel->n_routes *
 						 sizeof(AccordRoute *));
 		channel->routes[channel->n_routes++] = route;
+	}
+}
+
+AccordLimitScope
+accord_config_limit_scope(const char *bucket)
+{
+	AccordLimitScope scope = ACCORD_LIMIT_CHANNEL;
+	char	   *name;
+
+	while ((name = accord_template_next_variable(&bucket)) != NULL)
+	{
+		if (strcmp(name, "account") == 0 || strncmp(name, "vars.", 5) == 0)
+			scope = Max(scope, ACCORD_LIMIT_ACCOUNT);
+		else if (strcmp(name, "channel") != 0)
+			scope = ACCORD_LIMIT_EVENT;
+	}
+	return scope;
+}
+
+/*
+ * A timer's grain is a millisecond: where no burst is given, what a few of
+ * them allow may go at once, or a fast limit would not be reached.
+ */
+static AccordRate
+load_rate(int row)
+{
+	int64		amount = column_int(row, "amount");
+	int64		period = column_us(row, "period");
+	int64		burst = column_int(row, "burst");
+
+	if (burst == 0)
+		burst = Max(1, amount * BURST_TIME / period);
+	return accord_limit_rate(amount, period, burst);
+}
+
+static void
+load_limits(AccordConfig *config)
+{
+	uint64		n = run_query("SELECT t.* FROM accord.rate_limit t "
+							  "WHERE t.enabled ORDER BY t.channel, t.id",
+							  config->context);
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		AccordLimit *limit = palloc0(sizeof(AccordLimit));
+		AccordChannel *channel =
+		accord_config_channel(config, column_text(i, "channel"));
+
+		if (channel == NULL)
+			continue;
+		limit->id = column_int64(i, "id");
+		limit->bucket = column_text(i, "bucket");
+		limit->scope = accord_config_limit_scope(limit->bucket);
+		limit->rate = load_rate(i);
+		channel->limits = channel->limits == NULL ?
+			palloc(sizeof(AccordLimit *)) :
+			repalloc(channel->limits, (channel->n_limits + 1) *
+					 sizeof(AccordLimit *));
+		channel->limits[channel->n_limits++] = limit;
+	}
+}
+
+static void
+load_pauses(AccordConfig *config)
+{
+	uint64		n = run_query("SELECT t.* FROM accord.paused t",
+							  config->context);
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		AccordPause *pause = palloc0(sizeof(AccordPause));
+		char	   *name = column_text(i, "account");
+		AccordChannel *channel =
+		accord_config_channel(config, column_text(i, "channel"));
+		AccordAccount *account;
+
+		if (channel == NULL)
+			continue;
+		pause->reason = column_text(i, "reason");
+		pause->until = column_int64(i, "until");
+		if (name == NULL)
+			channel->pause = pause;
+		else if ((account = accord_config_account(config, channel,
+												  name)) != NULL)
+			account->pause = pause;
 	}
 }
 
@@ -438,6 +578,8 @@ load_config(AccordConfig *config)
 	load_channels(config);
 	load_accounts(config);
 	load_routes(config);
+	load_limits(config);
+	load_pauses(config);
 	SPI_finish();
 	SetUserIdAndSecContext(user, context);
 	MemoryContextSwitchTo(caller);

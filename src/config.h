@@ -8,7 +8,9 @@
 #ifndef ACCORD_CONFIG_H
 #define ACCORD_CONFIG_H
 
+#include "breaker.h"
 #include "http.h"
+#include "limit.h"
 #include "utils/hsearch.h"
 #include "utils/jsonb.h"
 
@@ -22,6 +24,29 @@ typedef struct AccordAuth
 	char	   *secret_name;
 } AccordAuth;
 
+/* What a limit's buckets are told apart by. */
+typedef enum AccordLimitScope
+{
+	ACCORD_LIMIT_CHANNEL,		/* nothing: one bucket */
+	ACCORD_LIMIT_ACCOUNT,		/* account, vars.* */
+	ACCORD_LIMIT_EVENT			/* anything of the event */
+} AccordLimitScope;
+
+typedef struct AccordLimit
+{
+	int64		id;
+	char	   *bucket;			/* template */
+	AccordLimitScope scope;
+	AccordRate	rate;
+} AccordLimit;
+
+/* Somebody called accord.pause(). */
+typedef struct AccordPause
+{
+	char	   *reason;			/* NULL: none given */
+	TimestampTz until;			/* 0: until accord.resume() */
+} AccordPause;
+
 typedef struct AccordChannel
 {
 	char	   *name;
@@ -30,7 +55,14 @@ typedef struct AccordChannel
 	AccordAuth	auth;
 	Jsonb	   *headers;		/* object of header templates */
 	bool		ordered;		/* ordering = 'key' */
-	int			max_in_flight;
+	int			max_in_flight;	/* of all its accounts */
+	int			account_max_in_flight;
+	bool		throttle_channel;	/* throttle_scope = 'channel' */
+	bool		heed_hints;
+	AccordBreakerPolicy breaker;
+	AccordPause *pause;			/* NULL: it is not */
+	AccordLimit **limits;
+	int			n_limits;
 	int			connect_timeout_ms;
 	int			timeout_ms;
 	int			stall_timeout_s;
@@ -42,6 +74,7 @@ typedef struct AccordChannel
 	int64		idempotency_window_ms;	/* 0: for ever */
 	int			max_response;
 	bool		has_accounts;
+	bool		coalesces;		/* one of its routes does */
 	struct AccordRoute **routes;	/* enabled ones by (position, id) */
 	int			n_routes;
 } AccordChannel;
@@ -51,6 +84,9 @@ typedef struct AccordAccount
 	char	   *name;
 	char	   *base_url;		/* NULL: the channel's */
 	bool		enabled;
+	int			max_in_flight;	/* 0: the channel's account_max_in_flight */
+	int			weight;
+	AccordPause *pause;			/* NULL: it is not */
 	bool		has_auth;
 	AccordAuth	auth;
 	Jsonb	   *vars;
@@ -68,6 +104,11 @@ typedef struct AccordRoute
 	char	   *content_type;
 	bool		command;
 	bool		ambiguous_retry;
+	bool		hold_dead;		/* when_dead = 'hold' */
+	char	   *coalesce;		/* template; NULL: not coalesced */
+	int64		quiet_ms;		/* 0: sent at once */
+	int64		quiet_max_ms;	/* 0: no latest time */
+	bool		skip_unchanged;
 	char	   *body_function;	/* schema-qualified and quoted, or NULL */
 	Oid			body_function_oid;
 	Oid			owner;			/* InvalidOid: the role is gone */
@@ -77,7 +118,7 @@ typedef struct AccordRoute
 typedef struct AccordConfig
 {
 	MemoryContext context;
-	Oid			relids[4];		/* of the tables it was read from */
+	Oid			relids[6];		/* of the tables it was read from */
 	HTAB	   *accounts;		/* by channel and name */
 	AccordChannel **channels;
 	int			n_channels;
@@ -142,6 +183,9 @@ extern bool accord_config_topic_match(const char *pattern, const char *topic);
 extern void accord_config_check_headers(const char *relation,
 										const char *column, Jsonb *headers,
 										bool templates);
+
+/* What a limit's buckets are told apart by, of a checked template. */
+extern AccordLimitScope accord_config_limit_scope(const char *bucket);
 
 /* The words of an auth column, and what each needs besides "secret". */
 typedef struct AccordAuthKind

@@ -2,7 +2,7 @@
  * config_check.c: a row of the configuration is checked when it is given.
  *
  * Runs in whatever backend edits the configuration, as BEFORE ROW triggers of
- * channel, account, route and secret. What passes here can be used by a
+ * its tables. What passes here can be used by a
  * dispatcher; what would only fail at delivery is refused now, or warned of
  * when it may yet come right (a secret not stored yet, a network not allowed).
  *
@@ -590,6 +590,41 @@ check_body_function(RowCheck *check, Oid owner)
 	set_column(check, "body_function", CStringGetTextDatum(name));
 }
 
+/* What only a route in state mode, and one that coalesces, can have. */
+static void
+check_coalesce(RowCheck *check)
+{
+	char	   *coalesce = get_text(check, "coalesce");
+	bool		command = strcmp(get_text(check, "mode"), "command") == 0;
+	bool		isnull;
+
+	if (coalesce != NULL && coalesce[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("coalesce of accord.route is empty: all events would "
+						"be one"),
+				 errhint("Give a template such as \"{key}\", or null: every "
+						 "event is sent.")));
+	if (coalesce != NULL)
+		check_template(check->table, "coalesce", coalesce);
+	(void) get_column(check, check->row, "quiet", &isnull);
+	if (!isnull && (command || coalesce == NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a route of accord.route that does not coalesce "
+						"cannot have a quiet period"),
+				 errhint("Set mode to state and coalesce to a template, or "
+						 "quiet to null.")));
+	if (command && DatumGetBool(get_column(check, check->row,
+										   "skip_unchanged", &isnull)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a route of accord.route in command mode cannot skip "
+						"what is unchanged"),
+				 errhint("Every command counts: set skip_unchanged to false, "
+						 "or mode to state.")));
+}
+
 static void
 check_route(RowCheck *check)
 {
@@ -607,6 +642,7 @@ check_route(RowCheck *check)
 	accord_config_check_headers(check->table, "headers",
 								get_json(check, "headers"), true);
 	check_content_type(get_text(check, "content_type"));
+	check_coalesce(check);
 	/* whoever disables a route need not be allowed to run its function */
 	if (check->old == NULL || column_changed(check, "body_function") ||
 		column_changed(check, "owner"))
@@ -627,6 +663,12 @@ check_secret(RowCheck *check)
 				   TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()));
 }
 
+static void
+check_rate_limit(RowCheck *check)
+{
+	check_template(check->table, "bucket", get_text(check, "bucket"));
+}
+
 static const struct
 {
 	const char *table;
@@ -636,8 +678,9 @@ static const struct
 	{"channel", check_channel, {"name", "base_url", "auth", "headers"}},
 	{"account", check_account, {"channel", "name"}},
 	{"route", check_route, {"topic", "method", "path", "headers",
-	"content_type", "owner"}},
-	{"secret", check_secret, {"name", "value"}}
+	"content_type", "mode"}},
+	{"secret", check_secret, {"name", "value"}},
+	{"rate_limit", check_rate_limit, {"channel", "bucket"}}
 };
 
 /* Whether NOT NULL will be violated: PostgreSQL says that better. */

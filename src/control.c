@@ -1,5 +1,5 @@
 /*
- * control.c: redeliver() and discard(), as a dispatcher carries them out.
+ * control.c: redeliver(), discard() and pauses, as a dispatcher sees them.
  *
  * Runs in dispatchers. What a person decides is an event of the log like any
  * other: it takes effect at its commit, once, in order, and after a crash; and
@@ -18,6 +18,7 @@
 
 #include "assign.h"
 #include "control.h"
+#include "flow.h"
 #include "json.h"
 #include "recovery.h"
 #include "routing.h"
@@ -46,7 +47,7 @@ recall_delivery(AccordDesk *desk, AccordEndpoint *endpoint,
 	return delivery;
 }
 
-/* Whether the event is in the log, at that place; tells its key. */
+/* Whether the event is in the log, at that place; tells key and priority. */
 static bool
 find_event(AccordBacklogRow *row)
 {
@@ -60,7 +61,14 @@ find_event(AccordBacklogRow *row)
 		event = accord_log_event(reader, row->event_slot, row->tx_id,
 								 row->ord);
 	if (event != NULL)
+	{
+		bool		isnull;
+
 		row->key = accord_routing_text(event, ACCORD_EVENT_KEY);
+		row->priority = DatumGetInt16(slot_getattr(event,
+												   ACCORD_EVENT_PRIORITY,
+												   &isnull));
+	}
 	accord_log_close(reader);
 	return event != NULL;
 }
@@ -70,11 +78,12 @@ find_event(AccordBacklogRow *row)
  * which version of its backlog row was decided about (0: whatever it is).
  */
 static void
-decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
+decide(AccordDesk *desk, AccordConnection *connection, AccordBacklogRow *row,
 	   int64 seq, bool discard, TimestampTz now)
 {
-	AccordDelivery *delivery = accord_desk_find(desk, endpoint, row->seq,
+	AccordDelivery *delivery = accord_desk_find(desk, connection, row->seq,
 												row->ord);
+	AccordEndpoint *endpoint;
 	int			version = row->version;
 	bool		keep = true;
 	bool		known;
@@ -89,10 +98,11 @@ decide(AccordDesk *desk, AccordEndpoint *endpoint, AccordBacklogRow *row,
 		delivery->discard = discard;
 		return;
 	}
-	known = accord_backlog_find(endpoint->channel, endpoint->account,
-								row->seq, row->ord, row);
+	known = accord_backlog_find(connection->hub->channel,
+								connection->account, row->seq, row->ord, row);
 	if (!known && !find_event(row))
 		return;
+	endpoint = accord_connection_endpoint(desk, connection, row->priority);
 	if (row->decided_by >= seq)
 		return;					/* done before a restart */
 	if (version > 0 && (!known || row->version != version))
@@ -153,6 +163,21 @@ accord_control_item(Jsonb *payload, int i, AccordBacklogRow *place)
 	return true;
 }
 
+/* Somebody paused or resumed an endpoint: written down by who owns it. */
+static void
+note_pause(AccordDesk *desk, Jsonb *payload, bool resumed)
+{
+	char	   *channel = accord_json_member(payload, "channel");
+	char	   *account = accord_json_member(payload, "account");
+	char	   *until = accord_json_member(payload, "until_us");
+
+	if (channel != NULL && accord_desk_owns(desk, channel))
+		accord_flow_note(channel, account ? account : "",
+						 resumed ? "resumed" : "paused",
+						 accord_json_member(payload, "reason"),
+						 until ? strtoll(until, NULL, 10) : 0);
+}
+
 bool
 accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 					 TupleTableSlot *row, const char *topic, TimestampTz now)
@@ -160,6 +185,11 @@ accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 	bool		isnull;
 	Datum		payload = slot_getattr(row, ACCORD_EVENT_PAYLOAD, &isnull);
 	bool		discard = strcmp(topic, ACCORD_TOPIC_DISCARD) == 0;
+
+	if (!isnull && (strcmp(topic, ACCORD_TOPIC_PAUSE) == 0 ||
+					strcmp(topic, ACCORD_TOPIC_RESUME) == 0))
+		note_pause(desk, DatumGetJsonbP(payload),
+				   strcmp(topic, ACCORD_TOPIC_RESUME) == 0);
 
 	/* all of it or nothing: first whether any is being settled just now */
 	for (int pass = 0; pass < 2 && !isnull; pass++)
@@ -169,18 +199,19 @@ accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 		for (int i = 0; accord_control_item(DatumGetJsonbP(payload), i,
 											&place); i++)
 		{
-			AccordEndpoint *endpoint = place.channel == NULL ? NULL :
-			accord_assign_endpoint(desk, place.channel, place.account);
+			AccordConnection *connection = place.channel == NULL ? NULL :
+			accord_assign_connection(desk, place.channel, place.account);
 			AccordDelivery *delivery;
 
-			if (endpoint == NULL)
+			if (connection == NULL)
 				continue;
 			if (pass == 1)
 			{
-				decide(desk, endpoint, &place, commit->seq, discard, now);
+				decide(desk, connection, &place, commit->seq, discard, now);
 				continue;
 			}
-			delivery = accord_desk_find(desk, endpoint, place.seq, place.ord);
+			delivery = accord_desk_find(desk, connection, place.seq,
+										place.ord);
 			if (delivery != NULL && delivery->settling)
 			{
 				accord_settle_hurry();

@@ -10,6 +10,8 @@
 
 #define ACCORD_TOPIC_REDELIVER "accord.redeliver"
 #define ACCORD_TOPIC_DISCARD "accord.discard"
+#define ACCORD_TOPIC_PAUSE "accord.pause"
+#define ACCORD_TOPIC_RESUME "accord.resume"
 
 /*
  * The i-th delivery that a control event is about: its place, and the version

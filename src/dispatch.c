@@ -41,10 +41,13 @@
 
 #include "accord.h"
 #include "assign.h"
+#include "coalesce.h"
 #include "compat.h"
 #include "db.h"
 #include "dispatch.h"
 #include "endpoint.h"
+#include "fingerprint.h"
+#include "flow.h"
 #include "guc.h"
 #include "http.h"
 #include "identity.h"
@@ -72,6 +75,8 @@ submit(AccordDelivery *delivery, AccordRequest *request, TimestampTz now)
 {
 	const char *error = NULL;
 
+	accord_fingerprint_forget(delivery);
+	delivery->limit_at = 0;
 	delivery->attempts++;
 	delivery->started_at = now;
 	if (delivery->attempted_at == 0)
@@ -141,13 +146,53 @@ needs_intent(AccordDelivery *delivery, AccordRoute *route,
 static bool
 may_be_repeated(AccordDelivery *delivery, TimestampTz now)
 {
-	AccordRetryPolicy policy = delivery->endpoint->policy;
+	AccordRetryPolicy policy = delivery->endpoint->connection->policy;
 
 	policy.command = delivery->command;
 	policy.ambiguous_retry = delivery->ambiguous_retry;
 	return delivery->attempts == 0 ||
 		accord_retry_repeatable(&policy, delivery->attempts,
 								(now - delivery->attempted_at) / 1000);
+}
+
+/*
+ * What there is to conclude about a delivery without making a request: true,
+ * with the reason, when there is something.
+ */
+static bool
+is_settled_before(AccordDelivery *delivery, TimestampTz now,
+				  AccordOutcome *outcome, const char **error)
+{
+	TimestampTz expires_at =
+	accord_request_time(delivery->event, ACCORD_EVENT_EXPIRES_AT);
+	AccordDelivery *newer;
+
+	if (delivery->lost && delivery->command)
+	{
+		delivery->lost = false;
+		delivery->attempts++;
+		*outcome = ACCORD_OUTCOME_LOST;
+		*error = "the server stopped while the request was in flight";
+		return true;
+	}
+	delivery->lost = false;
+	if (expires_at != 0 && expires_at <= now)
+	{
+		*outcome = ACCORD_OUTCOME_EXPIRED;
+		*error = NULL;
+		return true;
+	}
+	newer = accord_coalesce_send(desk, delivery);
+	if (newer != NULL)
+	{
+		newer->limit_at = Max(newer->limit_at, delivery->limit_at);
+		*outcome = ACCORD_OUTCOME_SUPERSEDED;
+		*error = accord_coalesce_reason(newer);
+		return true;
+	}
+	*outcome = ACCORD_OUTCOME_LOST;
+	*error = "the channel's idempotency_window ended before the repetition";
+	return !may_be_repeated(delivery, now);
 }
 
 /* Sends one delivery, or concludes why it cannot be sent. */
@@ -158,6 +203,9 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 	AccordAccount *account;
 	AccordRoute *route;
 	AccordRequest *request;
+	AccordOutcome outcome;
+	const char *error;
+	TimestampTz ready;
 	Jsonb	   *frozen = NULL;
 	MemoryContext context;
 	MemoryContext old;
@@ -180,21 +228,22 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 	delivery->route = route->id;
 	delivery->command = route->command;
 	delivery->ambiguous_retry = route->ambiguous_retry;
-	if (delivery->lost && route->command)
+	delivery->hold_dead = route->hold_dead;
+	/* what was recovered, or scheduled, has no kind yet */
+	if (delivery->merge_hash == 0 && delivery->version > 0)
+		accord_coalesce_identify(delivery, route, account);
+	if (is_settled_before(delivery, now, &outcome, &error))
 	{
-		delivery->lost = false;
-		delivery->attempts++;
-		accord_settle_without(delivery, ACCORD_OUTCOME_LOST,
-							  "the server stopped while the request was in "
-							  "flight", now);
+		accord_settle_without(delivery, outcome, error, now);
 		return;
 	}
-	delivery->lost = false;
-	if (!may_be_repeated(delivery, now))
+	ready = accord_flow_event_ready(delivery, route, account, now);
+	if (ready != ACCORD_LIMIT_NOW)
 	{
-		accord_settle_without(delivery, ACCORD_OUTCOME_LOST,
-							  "the channel's idempotency_window ended before "
-							  "the repetition", now);
+		accord_flow_return(delivery, now);
+		delivery->limit_at = ready;
+		accord_delivery_defer(desk, delivery, ready);
+		accord_merge_enter(desk, delivery);
 		return;
 	}
 
@@ -221,35 +270,69 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 	}
 	else if (request->skip)
 		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED, NULL, now);
+	else if (route->skip_unchanged &&
+			 accord_fingerprint_same(delivery, request))
+		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED,
+							  "unchanged since it was last accepted", now);
 	else if (needs_intent(delivery, route, channel))
 	{
+		accord_flow_take_event(now);
 		accord_settle_intent(delivery, frozen, now);
 		delivery->request = request;
 		return;
 	}
 	else
+	{
+		accord_flow_take_event(now);
 		submit(delivery, request, now);
+	}
 	MemoryContextDelete(context);
 }
 
-/* Takes deliveries off the endpoints in turn, as far as there is room. */
+/*
+ * Takes deliveries off the channels in turn, and of each channel off its
+ * connections, as far as there is room and limits allow; whoever must wait
+ * leaves the round until it is time.
+ */
 static int
-take_ready(AccordDelivery **taken, int max)
+take_ready(AccordDelivery **taken, int max, TimestampTz now)
 {
+	AccordHub  *hub;
 	int			n = 0;
 
-	while (n < max && !dlist_is_empty(&desk->ready))
+	while (n < max && (hub = accord_desk_turn(desk)) != NULL)
 	{
-		AccordEndpoint *endpoint = dlist_container(AccordEndpoint, ready_node,
-												   dlist_pop_head_node(&desk->ready));
+		AccordConnection *connection = accord_hub_turn(desk, hub);
+		AccordDelivery *delivery;
+		TimestampTz ready;
 
-		endpoint->rotating = false;
-		if (!accord_endpoint_open(endpoint))
+		if (connection == NULL)
 			continue;
-		taken[n] = accord_delivery_take(desk, endpoint);
-		if (taken[n] != NULL)
-			n++;
-		accord_endpoint_rotate(desk, endpoint);
+		ready = accord_flow_hub_ready(hub, now);
+		if (ready != ACCORD_LIMIT_NOW)
+		{
+			accord_hub_sleep(desk, hub, ready);
+			continue;
+		}
+		ready = accord_flow_connection_ready(connection, now);
+		if (ready == ACCORD_LIMIT_NOW &&
+			accord_intake_ahead(desk, connection, now))
+			ready = now + READ_EVERY;
+		if (ready != ACCORD_LIMIT_NOW)
+		{
+			accord_connection_sleep(desk, connection, ready);
+			continue;
+		}
+		delivery = accord_connection_take(desk, connection);
+		ready = Max(delivery->not_before, delivery->limit_at);
+		if (ready > now)
+			accord_delivery_defer(desk, delivery, ready);
+		else
+		{
+			accord_flow_take(delivery, now);
+			taken[n++] = delivery;
+		}
+		accord_connection_served(desk, connection);
 	}
 	return n;
 }
@@ -279,7 +362,7 @@ admit(TimestampTz now)
 {
 	AccordDelivery *taken[ADMIT_AT_ONCE];
 	int			room = accord_http_capacity() - accord_http_in_flight();
-	int			n = take_ready(taken, Min(room, ADMIT_AT_ONCE));
+	int			n = take_ready(taken, Min(room, ADMIT_AT_ONCE), now);
 	int			held = n;		/* so many whose events are in memory */
 	bool		transaction = n > 0 && needs_transaction(taken, n);
 
@@ -291,7 +374,10 @@ admit(TimestampTz now)
 									accord_http_in_flight() == 0);
 	}
 	for (int i = n - 1; i >= held; i--)
+	{
+		accord_flow_return(taken[i], now);
 		accord_delivery_put_back(desk, taken[i]);
+	}
 	for (int i = 0; i < held; i++)
 		send_delivery(taken[i], now);
 	if (transaction)
@@ -349,15 +435,24 @@ earlier(long a, long b)
 	return Min(a, b);
 }
 
+/* Milliseconds until a time; 0: there is none to wait for. */
+static long
+time_until(TimestampTz at, TimestampTz now)
+{
+	if (at == 0)
+		return -1;
+	return at <= now ? 0 : Min((at - now + 999) / 1000, 3600000L);
+}
+
+/* Until a delivery is due, somebody's alarm rings, or a pause ends. */
 static long
 due_timeout(TimestampTz now)
 {
 	AccordDelivery *delivery = accord_desk_next_due(desk);
+	long		timeout = time_until(delivery ? delivery->due_at : 0, now);
 
-	if (delivery == NULL)
-		return -1;
-	return delivery->due_at <= now ? 0 :
-		Min((delivery->due_at - now + 999) / 1000, 3600000L);
+	timeout = earlier(timeout, time_until(accord_desk_wake(desk, now), now));
+	return earlier(timeout, time_until(desk->resume_at, now));
 }
 
 /*
@@ -491,6 +586,8 @@ turn(void)
 	}
 	keep_house(now);
 	more = take_in(now);
+	accord_assign_resume(desk, now);
+	accord_desk_wake(desk, now);
 	more |= admit(now);
 	idle = accord_http_in_flight() == 0 && !more;
 	if (accord_settle_timeout(now, idle) == 0)
@@ -551,6 +648,8 @@ start(int number, int count)
 	accord_backlog_share_positions(count);
 	accord_db_commit();
 
+	accord_flow_init(desk);
+	accord_fingerprint_init(desk);
 	accord_db_begin();
 	accord_recovery_start(desk);
 	accord_settle_init(desk);

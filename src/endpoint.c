@@ -1,9 +1,14 @@
 /*
  * endpoint.c: what a dispatcher holds in memory.
  *
- * Runs in dispatchers. Deliveries stand in the queue of their endpoint, those
- * of one key behind each other in a lane; nothing here does I/O or reads the
- * clock, and each change of a delivery's phase is one function.
+ * Runs in dispatchers. Deliveries stand in the queue of their connection and
+ * priority, those of one key behind each other in a lane; nothing here does I/O
+ * or reads the clock, and each change of a delivery's phase is one function.
+ *
+ * Sending goes round: the dispatcher's ready list holds channels (hubs), a
+ * hub's ready list its connections, each for as long as it has something READY
+ * and its gate is open. Who may not send before some time sleeps, out of its
+ * round, until its alarm.
  *
  * Invariants
  *   - At most one delivery holds a lane; it is READY, TAKEN, PARKED or HELD.
@@ -29,16 +34,25 @@
 
 #include "endpoint.h"
 
-typedef struct EndpointEntry
+typedef struct HubEntry
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	AccordHub  *hub;
+} HubEntry;
+
+typedef struct ConnectionEntry
 {
 	char		name[2 * NAMEDATALEN + 192];	/* hash key: channel, \n,
 												 * account */
-	AccordEndpoint *endpoint;
-} EndpointEntry;
+	AccordConnection *connection;
+} ConnectionEntry;
+
+/* Of so many deliveries in a row, each priority's share when all have some. */
+static const int priority_shares[ACCORD_PRIORITIES] = {16, 4, 1};
 
 typedef struct ExceptionKey
 {
-	AccordEndpoint *endpoint;
+	AccordConnection *connection;
 	int64		seq;
 	int64		ord;
 } ExceptionKey;
@@ -59,7 +73,19 @@ compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 
 	if (x->due_at != y->due_at)
 		return x->due_at < y->due_at ? 1 : -1;
-	return 0;
+	if (x->seq != y->seq)
+		return x->seq < y->seq ? 1 : -1;
+	return (y->ord > x->ord) - (y->ord < x->ord);
+}
+
+static int
+compare_alarms(const pairingheap_node *a, const pairingheap_node *b,
+			   void *arg)
+{
+	const AccordAlarm *x = pairingheap_const_container(AccordAlarm, node, a);
+	const AccordAlarm *y = pairingheap_const_container(AccordAlarm, node, b);
+
+	return (y->at > x->at) - (y->at < x->at);
 }
 
 static HTAB *
@@ -87,17 +113,23 @@ accord_desk_create(int number, int count)
 	desk->number = number;
 	desk->count = count;
 	desk->context = context;
-	desk->endpoints = create_table(context, "pg_accord endpoints",
-								   sizeof(((EndpointEntry *) 0)->name),
-								   sizeof(EndpointEntry), HASH_STRINGS);
+	desk->hubs = create_table(context, "pg_accord hubs",
+							  sizeof(((HubEntry *) 0)->name),
+							  sizeof(HubEntry), HASH_STRINGS);
+	desk->connections = create_table(context, "pg_accord connections",
+									 sizeof(((ConnectionEntry *) 0)->name),
+									 sizeof(ConnectionEntry), HASH_STRINGS);
 	desk->lanes = create_table(context, "pg_accord lanes", sizeof(uint64),
 							   sizeof(AccordLane), HASH_BLOBS);
+	desk->merges = create_table(context, "pg_accord merges", sizeof(uint64),
+								sizeof(AccordMerge), HASH_BLOBS);
 	desk->exceptions = create_table(context, "pg_accord exceptions",
 									sizeof(ExceptionKey),
 									sizeof(ExceptionEntry), HASH_BLOBS);
 	dlist_init(&desk->active);
 	dlist_init(&desk->ready);
 	desk->due = pairingheap_allocate(compare_due, NULL);
+	desk->alarms = pairingheap_allocate(compare_alarms, NULL);
 	MemoryContextSwitchTo(old);
 	return desk;
 }
@@ -107,7 +139,7 @@ accord_desk_create(int number, int count)
  * their hash, which for 128 bits is as good as the name.
  */
 static void
-endpoint_name(char *name, Size size, const char *channel, const char *account)
+connection_name(char *name, Size size, const char *channel, const char *account)
 {
 	const unsigned char *bytes = (const unsigned char *) account;
 	int			len = snprintf(name, size, "%s\n%s", channel, account);
@@ -137,56 +169,104 @@ accord_delivery_key(const char *channel, const char *account, int64 seq,
 	return key;
 }
 
-bool
-accord_desk_owns(AccordDesk *desk, const char *channel, const char *account)
+int
+accord_channel_owner(const char *channel, int count)
 {
-	return desk->count == 1 ||
-		accord_endpoint_hash(channel, account) % desk->count == desk->number;
+	return count == 1 ? 0 :
+		hash_bytes_extended((const unsigned char *) channel, strlen(channel),
+							0) % count;
 }
 
-AccordEndpoint *
-accord_desk_endpoint(AccordDesk *desk, const char *channel,
-					 const char *account, bool create)
+bool
+accord_desk_owns(AccordDesk *desk, const char *channel)
 {
-	char		name[sizeof(((EndpointEntry *) 0)->name)];
-	EndpointEntry *entry;
-	AccordEndpoint *endpoint;
+	return accord_channel_owner(channel, desk->count) == desk->number;
+}
+
+static AccordHub *
+enter_hub(AccordDesk *desk, const char *channel)
+{
+	HubEntry   *entry;
+	AccordHub  *hub;
+	bool		found;
+
+	entry = hash_search(desk->hubs, channel, HASH_ENTER, &found);
+	if (found && entry->hub != NULL)
+		return entry->hub;
+	entry->hub = NULL;			/* were the next one to raise */
+	hub = MemoryContextAllocZero(desk->context, sizeof(AccordHub));
+	hub->channel = MemoryContextStrdup(desk->context, channel);
+	hub->gate.max_in_flight = 1;
+	hub->alarm.hub = hub;
+	dlist_init(&hub->ready);
+	entry->hub = hub;
+	return hub;
+}
+
+AccordConnection *
+accord_desk_connection(AccordDesk *desk, const char *channel,
+					   const char *account, bool create)
+{
+	char		name[sizeof(((ConnectionEntry *) 0)->name)];
+	ConnectionEntry *entry;
+	AccordConnection *connection;
 	bool		found;
 
 	memset(name, 0, sizeof(name));
-	endpoint_name(name, sizeof(name), channel, account);
-	entry = hash_search(desk->endpoints, name,
+	connection_name(name, sizeof(name), channel, account);
+	entry = hash_search(desk->connections, name,
 						create ? HASH_ENTER : HASH_FIND, &found);
 	if (entry == NULL)
 		return NULL;
-	if (found)
-		return entry->endpoint;
+	if (found && entry->connection != NULL)
+		return entry->connection;
 
-	entry->endpoint = NULL;		/* were the next one to raise */
+	entry->connection = NULL;	/* were the next one to raise */
+	connection = MemoryContextAllocZero(desk->context,
+										sizeof(AccordConnection));
+	connection->hub = enter_hub(desk, channel);
+	connection->account = MemoryContextStrdup(desk->context, account);
+	connection->id = accord_endpoint_hash(channel, account);
+	connection->gate.max_in_flight = 1;
+	connection->weight = 1;
+	connection->ordered = true;
+	connection->alarm.connection = connection;
+	entry->connection = connection;
+	return connection;
+}
+
+AccordEndpoint *
+accord_connection_endpoint(AccordDesk *desk, AccordConnection *connection,
+						   int priority)
+{
+	AccordEndpoint *endpoint;
+
+	Assert(priority >= 0 && priority < ACCORD_PRIORITIES);
+	if (connection->endpoints[priority] != NULL)
+		return connection->endpoints[priority];
 	endpoint = MemoryContextAllocZero(desk->context, sizeof(AccordEndpoint));
-	endpoint->channel = MemoryContextStrdup(desk->context, channel);
-	endpoint->account = MemoryContextStrdup(desk->context, account);
-	endpoint->id = accord_endpoint_hash(channel, account);
-	endpoint->max_in_flight = 1;
-	endpoint->ordered = true;
+	endpoint->connection = connection;
+	endpoint->channel = connection->hub->channel;
+	endpoint->account = connection->account;
+	endpoint->priority = priority;
 	dlist_init(&endpoint->owed);
 	dlist_init(&endpoint->ready);
-	entry->endpoint = endpoint;
+	connection->endpoints[priority] = endpoint;
 	return endpoint;
 }
 
 void
 accord_desk_scan(AccordDesk *desk, HASH_SEQ_STATUS *scan)
 {
-	hash_seq_init(scan, desk->endpoints);
+	hash_seq_init(scan, desk->connections);
 }
 
-AccordEndpoint *
+AccordConnection *
 accord_desk_scan_next(HASH_SEQ_STATUS *scan)
 {
-	EndpointEntry *entry = hash_seq_search(scan);
+	ConnectionEntry *entry = hash_seq_search(scan);
 
-	return entry ? entry->endpoint : NULL;
+	return entry ? entry->connection : NULL;
 }
 
 AccordEvent *
@@ -249,34 +329,176 @@ accord_delivery_create(AccordDesk *desk, AccordEndpoint *endpoint,
 
 	delivery->endpoint = endpoint;
 	delivery->phase = ACCORD_PHASE_NEW;
-	if (key != NULL && endpoint->ordered)
+	if (key != NULL && endpoint->connection->ordered)
 	{
 		delivery->key_hash = hash_bytes_extended((const unsigned char *) key,
-												 strlen(key), endpoint->id);
+												 strlen(key),
+												 endpoint->connection->id);
 		if (delivery->key_hash == 0)
 			delivery->key_hash = 1;
 	}
 	return delivery;
 }
 
+/*
+ * Rounds
+ */
+
 bool
-accord_endpoint_open(const AccordEndpoint *endpoint)
+accord_gate_open(const AccordGate *gate)
 {
-	return !endpoint->paused &&
-		endpoint->in_flight < endpoint->max_in_flight &&
-		endpoint->in_flight + endpoint->unsettled <
-		2 * endpoint->max_in_flight;
+	return gate->in_flight < gate->max_in_flight &&
+		gate->in_flight + gate->unsettled < 2 * gate->max_in_flight;
+}
+
+static bool
+has_ready(const AccordConnection *connection)
+{
+	for (int i = 0; i < ACCORD_PRIORITIES; i++)
+		if (connection->endpoints[i] != NULL &&
+			!dlist_is_empty(&connection->endpoints[i]->ready))
+			return true;
+	return false;
+}
+
+static void
+rotate_hub(AccordDesk *desk, AccordHub *hub)
+{
+	if (!hub->rotating && hub->alarm.at == 0 &&
+		!dlist_is_empty(&hub->ready) && accord_gate_open(&hub->gate))
+	{
+		dlist_push_tail(&desk->ready, &hub->ready_node);
+		hub->rotating = true;
+	}
+}
+
+/* Whether it has a place in its channel's round. */
+static bool
+may_send(const AccordConnection *connection)
+{
+	return !connection->paused && connection->alarm.at == 0 &&
+		!connection->breaker.probing && has_ready(connection) &&
+		accord_gate_open(&connection->gate);
 }
 
 void
-accord_endpoint_rotate(AccordDesk *desk, AccordEndpoint *endpoint)
+accord_connection_rotate(AccordDesk *desk, AccordConnection *connection)
 {
-	if (!endpoint->rotating && !dlist_is_empty(&endpoint->ready) &&
-		accord_endpoint_open(endpoint))
+	if (!connection->rotating && may_send(connection))
 	{
-		dlist_push_tail(&desk->ready, &endpoint->ready_node);
-		endpoint->rotating = true;
+		dlist_push_tail(&connection->hub->ready, &connection->ready_node);
+		connection->rotating = true;
 	}
+	rotate_hub(desk, connection->hub);
+}
+
+void
+accord_connection_rest(AccordDesk *desk, AccordConnection *connection)
+{
+	if (!connection->rotating)
+		return;
+	dlist_delete(&connection->ready_node);
+	connection->rotating = false;
+}
+
+AccordHub  *
+accord_desk_turn(AccordDesk *desk)
+{
+	while (!dlist_is_empty(&desk->ready))
+	{
+		AccordHub  *hub = dlist_head_element(AccordHub, ready_node,
+											 &desk->ready);
+
+		if (!dlist_is_empty(&hub->ready) && accord_gate_open(&hub->gate))
+			return hub;
+		dlist_delete(&hub->ready_node);
+		hub->rotating = false;
+	}
+	return NULL;
+}
+
+AccordConnection *
+accord_hub_turn(AccordDesk *desk, AccordHub *hub)
+{
+	while (!dlist_is_empty(&hub->ready))
+	{
+		AccordConnection *connection = dlist_head_element(AccordConnection,
+														  ready_node,
+														  &hub->ready);
+
+		if (may_send(connection))
+			return connection;
+		accord_connection_rest(desk, connection);
+	}
+	return NULL;
+}
+
+void
+accord_connection_served(AccordDesk *desk, AccordConnection *connection)
+{
+	AccordHub  *hub = connection->hub;
+
+	if (--connection->credit <= 0 || !may_send(connection))
+	{
+		connection->credit = connection->weight;
+		accord_connection_rest(desk, connection);
+		accord_connection_rotate(desk, connection);
+	}
+	if (hub->rotating)
+	{
+		dlist_delete(&hub->ready_node);
+		dlist_push_tail(&desk->ready, &hub->ready_node);
+	}
+}
+
+static void
+set_alarm(AccordDesk *desk, AccordAlarm *alarm, TimestampTz at)
+{
+	if (alarm->at != 0)
+		pairingheap_remove(desk->alarms, &alarm->node);
+	alarm->at = at;
+	if (at != 0)
+		pairingheap_add(desk->alarms, &alarm->node);
+}
+
+void
+accord_hub_sleep(AccordDesk *desk, AccordHub *hub, TimestampTz until)
+{
+	set_alarm(desk, &hub->alarm, until);
+	if (until != 0 && hub->rotating)
+	{
+		dlist_delete(&hub->ready_node);
+		hub->rotating = false;
+	}
+	rotate_hub(desk, hub);
+}
+
+void
+accord_connection_sleep(AccordDesk *desk, AccordConnection *connection,
+						TimestampTz until)
+{
+	set_alarm(desk, &connection->alarm, until);
+	if (until != 0)
+		accord_connection_rest(desk, connection);
+	accord_connection_rotate(desk, connection);
+}
+
+TimestampTz
+accord_desk_wake(AccordDesk *desk, TimestampTz now)
+{
+	while (!pairingheap_is_empty(desk->alarms))
+	{
+		AccordAlarm *alarm = pairingheap_container(AccordAlarm, node,
+												   pairingheap_first(desk->alarms));
+
+		if (alarm->at > now)
+			return alarm->at;
+		if (alarm->hub != NULL)
+			accord_hub_sleep(desk, alarm->hub, 0);
+		else
+			accord_connection_sleep(desk, alarm->connection, 0);
+	}
+	return 0;
 }
 
 void
@@ -299,7 +521,7 @@ make_ready(AccordDesk *desk, AccordDelivery *delivery)
 {
 	delivery->phase = ACCORD_PHASE_READY;
 	dlist_push_tail(&delivery->endpoint->ready, &delivery->queue_node);
-	accord_endpoint_rotate(desk, delivery->endpoint);
+	accord_connection_rotate(desk, delivery->endpoint->connection);
 }
 
 /* Finds or makes the lane of a delivery's key. */
@@ -313,6 +535,8 @@ enter_lane(AccordDesk *desk, AccordDelivery *delivery)
 	if (!found)
 	{
 		lane->holder = NULL;
+		lane->barrier.seq = 0;
+		lane->barrier.ord = 0;
 		dlist_init(&lane->waiting);
 	}
 	delivery->lane = lane;
@@ -356,11 +580,15 @@ static bool
 join_lane(AccordDesk *desk, AccordDelivery *delivery)
 {
 	AccordLane *lane = delivery->lane;
+	AccordPoint point = {delivery->seq, delivery->ord};
 
 	if (lane == NULL && delivery->key_hash != 0)
 		lane = enter_lane(desk, delivery);
 	if (lane == NULL)
 		return true;
+	if (delivery->merge_hash == 0 &&
+		accord_point_compare(point, lane->barrier) > 0)
+		lane->barrier = point;
 	if (lane->holder != NULL && lane->holder != delivery)
 	{
 		delivery->phase = ACCORD_PHASE_WAITING;
@@ -404,8 +632,37 @@ list_owed(AccordDesk *desk, AccordDelivery *delivery, TimestampTz now)
 	dlist_push_tail(&endpoint->owed, &delivery->owed_node);
 	endpoint->n_owed++;
 	desk->n_owed++;
+	desk->bytes += sizeof(AccordDelivery);
 	desk->unrest = true;
 	accord_endpoint_touch(desk, endpoint);
+}
+
+/* It is TAKEN from now on, and counts as in flight. */
+static void
+take(AccordDesk *desk, AccordDelivery *delivery)
+{
+	AccordConnection *connection = delivery->endpoint->connection;
+
+	delivery->phase = ACCORD_PHASE_TAKEN;
+	delivery->counted = true;
+	delivery->endpoint->n_taken++;
+	connection->gate.in_flight++;
+	connection->hub->gate.in_flight++;
+	desk->unrest = true;
+}
+
+/* ... and does not count any more. */
+static void
+untake(AccordDelivery *delivery)
+{
+	AccordConnection *connection = delivery->endpoint->connection;
+
+	Assert(delivery->counted);
+	Assert(connection->gate.in_flight > 0);
+	delivery->counted = false;
+	delivery->endpoint->n_taken--;
+	connection->gate.in_flight--;
+	connection->hub->gate.in_flight--;
 }
 
 void
@@ -421,8 +678,7 @@ accord_delivery_list(AccordDesk *desk, AccordDelivery *delivery,
 					 TimestampTz now)
 {
 	list_owed(desk, delivery, now);
-	delivery->phase = ACCORD_PHASE_TAKEN;
-	delivery->endpoint->in_flight++;
+	take(desk, delivery);
 }
 
 void
@@ -446,14 +702,16 @@ unlist_owed(AccordDesk *desk, AccordDelivery *delivery, bool evicted)
 	delivery->owed = false;
 	delivery->endpoint->n_owed--;
 	desk->n_owed--;
+	desk->bytes -= sizeof(AccordDelivery);
 	accord_endpoint_touch(desk, delivery->endpoint);
 }
 
 static void
-exception_key(ExceptionKey *key, AccordEndpoint *endpoint, int64 seq, int ord)
+exception_key(ExceptionKey *key, AccordConnection *connection, int64 seq,
+			  int ord)
 {
 	memset(key, 0, sizeof(*key));
-	key->endpoint = endpoint;
+	key->connection = connection;
 	key->seq = seq;
 	key->ord = ord;
 }
@@ -466,7 +724,8 @@ enter_exception(AccordDesk *desk, AccordDelivery *delivery)
 
 	if (delivery->excepted)
 		return;
-	exception_key(&key, delivery->endpoint, delivery->seq, delivery->ord);
+	exception_key(&key, delivery->endpoint->connection, delivery->seq,
+				  delivery->ord);
 	entry = hash_search(desk->exceptions, &key, HASH_ENTER, NULL);
 	entry->delivery = delivery;
 	delivery->excepted = true;
@@ -481,7 +740,8 @@ leave_exception(AccordDesk *desk, AccordDelivery *delivery)
 
 	if (!delivery->excepted)
 		return;
-	exception_key(&key, delivery->endpoint, delivery->seq, delivery->ord);
+	exception_key(&key, delivery->endpoint->connection, delivery->seq,
+				  delivery->ord);
 	hash_search(desk->exceptions, &key, HASH_REMOVE, NULL);
 	delivery->excepted = false;
 	delivery->endpoint->n_exceptions--;
@@ -531,6 +791,7 @@ accord_delivery_hold(AccordDesk *desk, AccordDelivery *delivery)
 void
 accord_delivery_withdraw(AccordDesk *desk, AccordDelivery *delivery)
 {
+	accord_merge_leave(desk, delivery);
 	leave_queue(desk, delivery);
 	delivery->phase = ACCORD_PHASE_NEW;
 	/* a lane that others hold may be gone when it wants to join again */
@@ -544,7 +805,8 @@ is_waiting(const AccordDelivery *delivery)
 {
 	return !delivery->settling &&
 		(delivery->phase == ACCORD_PHASE_READY ||
-		 delivery->phase == ACCORD_PHASE_WAITING);
+		 delivery->phase == ACCORD_PHASE_WAITING ||
+		 delivery->phase == ACCORD_PHASE_PARKED);
 }
 
 int
@@ -588,19 +850,135 @@ accord_endpoint_unload(AccordDesk *desk, AccordEndpoint *endpoint)
 	}
 }
 
-AccordDelivery *
-accord_delivery_take(AccordDesk *desk, AccordEndpoint *endpoint)
+/* The queue whose turn it is, of those with something READY. */
+static AccordEndpoint *
+choose_priority(AccordConnection *connection)
 {
+	for (int round = 0; round < 2; round++)
+	{
+		for (int i = 0; i < ACCORD_PRIORITIES; i++)
+		{
+			AccordEndpoint *endpoint = connection->endpoints[i];
+
+			if (endpoint != NULL && !dlist_is_empty(&endpoint->ready) &&
+				connection->shares[i] > 0)
+			{
+				connection->shares[i]--;
+				return endpoint;
+			}
+		}
+		memcpy(connection->shares, priority_shares, sizeof(priority_shares));
+	}
+	return NULL;
+}
+
+AccordDelivery *
+accord_connection_take(AccordDesk *desk, AccordConnection *connection)
+{
+	AccordEndpoint *endpoint = choose_priority(connection);
 	AccordDelivery *delivery;
 
-	if (dlist_is_empty(&endpoint->ready))
+	if (endpoint == NULL)
 		return NULL;
 	delivery = dlist_container(AccordDelivery, queue_node,
 							   dlist_pop_head_node(&endpoint->ready));
-	delivery->phase = ACCORD_PHASE_TAKEN;
-	endpoint->in_flight++;
-	desk->unrest = true;
+	take(desk, delivery);
 	return delivery;
+}
+
+void
+accord_delivery_claim(AccordDesk *desk, AccordDelivery *delivery)
+{
+	leave_queue(desk, delivery);
+	/* a lane that another holds may be gone when this one is settled */
+	if (delivery->lane != NULL && delivery->lane->holder != delivery)
+		delivery->lane = NULL;
+	take(desk, delivery);
+	if (delivery->owed)
+	{
+		delivery->leaving = true;
+		delivery->endpoint->n_leaving++;
+	}
+}
+
+/*
+ * Merges
+ */
+
+void
+accord_merge_enter(AccordDesk *desk, AccordDelivery *delivery)
+{
+	AccordPoint point = {delivery->seq, delivery->ord};
+	AccordMerge *merge;
+	dlist_node *after;
+	bool		found;
+
+	if (delivery->merge_hash == 0 || delivery->merging)
+		return;
+	merge = hash_search(desk->merges, &delivery->merge_hash, HASH_ENTER,
+						&found);
+	if (!found)
+		dlist_init(&merge->unsent);
+	for (after = merge->unsent.head.prev; found &&
+		 after != &merge->unsent.head; after = after->prev)
+	{
+		AccordDelivery *other = dlist_container(AccordDelivery, merge_node,
+												after);
+		AccordPoint there = {other->seq, other->ord};
+
+		if (accord_point_compare(there, point) < 0)
+			break;
+	}
+	if (!found || after == &merge->unsent.head)
+		dlist_push_head(&merge->unsent, &delivery->merge_node);
+	else
+		dlist_insert_after(after, &delivery->merge_node);
+	delivery->merging = true;
+}
+
+void
+accord_merge_leave(AccordDesk *desk, AccordDelivery *delivery)
+{
+	AccordMerge *merge;
+
+	if (!delivery->merging)
+		return;
+	merge = hash_search(desk->merges, &delivery->merge_hash, HASH_FIND, NULL);
+	dlist_delete(&delivery->merge_node);
+	delivery->merging = false;
+	if (dlist_is_empty(&merge->unsent))
+		hash_search(desk->merges, &merge->hash, HASH_REMOVE, NULL);
+}
+
+AccordDelivery *
+accord_merge_newest(AccordDesk *desk, uint64 hash)
+{
+	AccordMerge *merge = hash_search(desk->merges, &hash, HASH_FIND, NULL);
+
+	return merge == NULL ? NULL :
+		dlist_tail_element(AccordDelivery, merge_node, &merge->unsent);
+}
+
+AccordDelivery *
+accord_merge_newer(AccordDesk *desk, AccordDelivery *delivery)
+{
+	AccordMerge *merge = hash_search(desk->merges, &delivery->merge_hash,
+									 HASH_FIND, NULL);
+	AccordPoint point = {delivery->seq, delivery->ord};
+	dlist_iter	iter;
+
+	if (merge == NULL)
+		return NULL;
+	dlist_foreach(iter, &merge->unsent)
+	{
+		AccordDelivery *other = dlist_container(AccordDelivery, merge_node,
+												iter.cur);
+		AccordPoint there = {other->seq, other->ord};
+
+		if (accord_point_compare(there, point) > 0)
+			return other;
+	}
+	return NULL;
 }
 
 void
@@ -609,46 +987,94 @@ accord_delivery_put_back(AccordDesk *desk, AccordDelivery *delivery)
 	AccordEndpoint *endpoint = delivery->endpoint;
 
 	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->settling);
-	endpoint->in_flight--;
+	untake(delivery);
 	delivery->phase = ACCORD_PHASE_READY;
 	dlist_push_head(&endpoint->ready, &delivery->queue_node);
-	accord_endpoint_rotate(desk, endpoint);
+	accord_connection_rotate(desk, endpoint->connection);
+}
+
+void
+accord_delivery_defer(AccordDesk *desk, AccordDelivery *delivery,
+					  TimestampTz until)
+{
+	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->settling);
+	untake(delivery);
+	delivery->due_at = until;
+	delivery->phase = ACCORD_PHASE_PARKED;
+	pairingheap_add(desk->due, &delivery->due_node);
+	accord_connection_rotate(desk, delivery->endpoint->connection);
+}
+
+static void
+release(AccordDesk *desk, AccordDelivery *delivery)
+{
+	if (delivery->limit_at == 0 || delivery->settling)
+		return;
+	if (delivery->phase == ACCORD_PHASE_PARKED &&
+		delivery->due_at == delivery->limit_at)
+		accord_delivery_queue(desk, delivery);
+	delivery->limit_at = 0;
+}
+
+void
+accord_desk_release(AccordDesk *desk)
+{
+	HASH_SEQ_STATUS scan;
+	ExceptionEntry *entry;
+	dlist_iter	active;
+	dlist_iter	owed;
+
+	hash_seq_init(&scan, desk->exceptions);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+		release(desk, entry->delivery);
+	dlist_foreach(active, &desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint, active_node,
+												   active.cur);
+
+		dlist_foreach(owed, &endpoint->owed)
+			release(desk, dlist_container(AccordDelivery, owed_node, owed.cur));
+	}
 }
 
 void
 accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,
 					   bool answered)
 {
-	AccordEndpoint *endpoint = delivery->endpoint;
+	AccordConnection *connection = delivery->endpoint->connection;
 
 	Assert(delivery->phase == ACCORD_PHASE_TAKEN);
-	Assert(endpoint->in_flight > 0);
 	Assert(!delivery->answered);
-	endpoint->in_flight--;
+	untake(delivery);
 	if (answered)
 	{
 		delivery->answered = true;
-		endpoint->unsettled++;
+		connection->gate.unsettled++;
+		connection->hub->gate.unsettled++;
 	}
-	accord_endpoint_rotate(desk, endpoint);
+	accord_connection_rotate(desk, connection);
 }
 
 void
 accord_delivery_settled(AccordDesk *desk, AccordDelivery *delivery)
 {
-	AccordEndpoint *endpoint = delivery->endpoint;
+	AccordConnection *connection = delivery->endpoint->connection;
 
 	if (!delivery->answered)
 		return;
-	Assert(endpoint->unsettled > 0);
+	Assert(connection->gate.unsettled > 0);
 	delivery->answered = false;
-	endpoint->unsettled--;
-	accord_endpoint_rotate(desk, endpoint);
+	connection->gate.unsettled--;
+	connection->hub->gate.unsettled--;
+	accord_connection_rotate(desk, connection);
 }
 
 void
 accord_delivery_free(AccordDesk *desk, AccordDelivery *delivery)
 {
+	if (delivery->leaving)
+		delivery->endpoint->n_leaving--;
+	accord_merge_leave(desk, delivery);
 	leave_queue(desk, delivery);
 	leave_lane(desk, delivery);
 	unlist_owed(desk, delivery, false);
@@ -658,18 +1084,11 @@ accord_delivery_free(AccordDesk *desk, AccordDelivery *delivery)
 	pfree(delivery);
 }
 
-AccordDelivery *
-accord_desk_find(AccordDesk *desk, AccordEndpoint *endpoint, int64 seq,
-				 int ord)
+static AccordDelivery *
+find_owed(AccordEndpoint *endpoint, int64 seq, int ord)
 {
-	ExceptionKey key;
-	ExceptionEntry *entry;
 	dlist_iter	iter;
 
-	exception_key(&key, endpoint, seq, ord);
-	entry = hash_search(desk->exceptions, &key, HASH_FIND, NULL);
-	if (entry != NULL)
-		return entry->delivery;
 	dlist_foreach(iter, &endpoint->owed)
 	{
 		AccordDelivery *delivery = dlist_container(AccordDelivery, owed_node,
@@ -679,6 +1098,24 @@ accord_desk_find(AccordDesk *desk, AccordEndpoint *endpoint, int64 seq,
 			return delivery;
 	}
 	return NULL;
+}
+
+AccordDelivery *
+accord_desk_find(AccordDesk *desk, AccordConnection *connection, int64 seq,
+				 int ord)
+{
+	ExceptionKey key;
+	ExceptionEntry *entry;
+	AccordDelivery *delivery = NULL;
+
+	exception_key(&key, connection, seq, ord);
+	entry = hash_search(desk->exceptions, &key, HASH_FIND, NULL);
+	if (entry != NULL)
+		return entry->delivery;
+	for (int i = 0; i < ACCORD_PRIORITIES && delivery == NULL; i++)
+		if (connection->endpoints[i] != NULL)
+			delivery = find_owed(connection->endpoints[i], seq, ord);
+	return delivery;
 }
 
 void

@@ -9,9 +9,11 @@
 
 #include "access/htup.h"
 #include "backlog.h"
+#include "breaker.h"
 #include "config.h"
 #include "lib/ilist.h"
 #include "lib/pairingheap.h"
+#include "limit.h"
 #include "log.h"
 #include "utils/hsearch.h"
 
@@ -48,6 +50,7 @@ typedef struct AccordDelivery
 									 * durable; owner: dispatch.c */
 	dlist_node	owed_node;		/* in endpoint->owed, while owed */
 	dlist_node	queue_node;		/* in endpoint->ready or lane->waiting */
+	dlist_node	merge_node;		/* in its merge's list, while "merging" */
 	pairingheap_node due_node;	/* in the due heap, while PARKED */
 	int64		seq;
 	int64		tx_id;
@@ -56,9 +59,15 @@ typedef struct AccordDelivery
 	TimestampTz owed_since;
 	TimestampTz attempted_at;	/* first attempt; 0: none */
 	TimestampTz due_at;
+	TimestampTz not_before;		/* quiet period, or what one that it
+								 * supersedes had to wait for; 0: no */
+	TimestampTz limit_at;		/* its turn at a limit by event; 0: none */
 	TimestampTz started_at;		/* of the attempt in flight, or when it was
 								 * queued */
+	TimestampTz first_at;		/* when the oldest it stands for was owed */
 	uint64		key_hash;		/* 0: no key */
+	uint64		merge_hash;		/* of what it is coalesced by; 0: it is not */
+	uint64		fingerprint;	/* of its request; 0: nobody asks */
 	int			ord;
 	int			attempts;
 	int			version;		/* of its backlog row; 0: none */
@@ -68,10 +77,20 @@ typedef struct AccordDelivery
 	bool		owed;			/* in endpoint->owed: only memory knows it */
 	bool		command;
 	bool		ambiguous_retry;	/* its route says so */
+	bool		hold_dead;		/* its route says so */
 	bool		settling;		/* in the settling batch */
 	bool		sent;			/* handed to http.c, no response yet */
 	bool		answered;		/* counted in endpoint->unsettled */
 	bool		excepted;		/* in desk->exceptions */
+	bool		merging;		/* unsent, and so it can be superseded */
+	bool		leaving;		/* superseded, not committed yet */
+	bool		is_insert;		/* stands for an insert, perhaps an earlier
+								 * one nobody was told of */
+	bool		is_delete;
+	bool		is_undone;		/* a delete of what nobody was told of */
+	bool		counted;		/* in its gates' in_flight */
+	bool		ticketed;		/* tokens of its limits were taken for it */
+	bool		probe;			/* of its connection's breaker */
 	bool		lost;			/* was in flight when a dispatcher ended */
 	bool		discard;		/* a person asked to give it up */
 } AccordDelivery;
@@ -81,29 +100,107 @@ typedef struct AccordLane
 {
 	uint64		hash;			/* hash key */
 	AccordDelivery *holder;
+	AccordPoint barrier;		/* the last one that is not coalesced */
 	dlist_head	waiting;
 } AccordLane;
 
-/* One account's connection to one channel. */
-typedef struct AccordEndpoint
+/* The unsent deliveries that are coalesced by the same, oldest first. */
+typedef struct AccordMerge
 {
-	char	   *channel;
-	char	   *account;		/* "": the channel itself */
-	uint64		id;				/* seed of its lanes' hashes */
-	bool		active;			/* in the dispatcher's active list */
-	bool		rotating;		/* in the dispatcher's ready list */
-	bool		paused;			/* channel or account disabled */
-	bool		ordered;
-	bool		lagging;		/* reads its own pages */
-	bool		reading;		/* takes part in the page being read */
-	bool		overflow;		/* more exceptions in backlog_log than here */
-	bool		cursored;		/* a row of cursor_log is in force */
+	uint64		hash;			/* hash key */
+	dlist_head	unsent;
+} AccordMerge;
+
+/* Requests at a time: of a channel, and of each connection to it. */
+typedef struct AccordGate
+{
 	int			in_flight;
 	int			max_in_flight;
 	int			unsettled;		/* answered, not committed yet: a crash would
 								 * have them sent again */
+} AccordGate;
+
+/* Something that sleeps until a time; waking it puts it into its round. */
+typedef struct AccordAlarm
+{
+	pairingheap_node node;
+	TimestampTz at;				/* 0: not set */
+	struct AccordHub *hub;		/* whose it is: a channel's */
+	struct AccordConnection *connection;	/* ... or a connection's */
+} AccordAlarm;
+
+/* A rate limit, and whose bucket of it. */
+typedef struct AccordMeter
+{
+	const AccordLimit *limit;	/* of the configuration in force */
+	uint64		key;			/* hash of what its template came to */
+} AccordMeter;
+
+/* One channel: what all its connections share. */
+typedef struct AccordHub
+{
+	char	   *channel;
+	AccordGate	gate;
+	AccordAllowance allowance;	/* when the channel's scope is itself */
+	AccordAlarm alarm;
+	dlist_head	ready;			/* connections with something to send */
+	dlist_node	ready_node;
+	bool		rotating;		/* in the dispatcher's ready list */
+	bool		shared_allowance;	/* throttle_scope = 'channel' */
+	bool		heeds_hints;
+	bool		coalesces;		/* one of its routes does */
+	AccordBreakerPolicy breaker_policy;
+	AccordMeter *meters;		/* limits of the whole channel */
+	int			n_meters;
+} AccordHub;
+
+/*
+ * One account's connection to one channel: an endpoint as users see it. What
+ * it is owed stands in a queue for each priority in use.
+ */
+typedef struct AccordConnection
+{
+	AccordHub  *hub;
+	char	   *account;		/* "": the channel itself */
+	uint64		id;				/* seed of its lanes' hashes */
+	struct AccordEndpoint *endpoints[ACCORD_PRIORITIES];	/* or NULL */
+	AccordGate	gate;
+	AccordAllowance allowance;
+	AccordAlarm alarm;
+	AccordBreaker breaker;
+	AccordMeter *meters;		/* limits of each account */
+	int			n_meters;
+	int			weight;			/* deliveries in a row, of its channel's round */
+	int			credit;			/* ... that it has left */
+	int			shares[ACCORD_PRIORITIES];	/* ... of its priorities */
+	bool		rotating;		/* in its hub's ready list */
+	bool		paused;			/* channel or account disabled, or paused */
+	bool		ordered;
+	bool		known;			/* has been configured */
+	TimestampTz paused_until;	/* 0: until somebody resumes it */
+	dlist_node	ready_node;
+	TimestampTz logged_at;		/* trouble was last put into the server log */
+	int			unlogged;		/* ... and not, since then */
+	AccordRetryPolicy policy;	/* of its channel; command parts per delivery */
+} AccordConnection;
+
+/* What a connection is owed in one priority. */
+typedef struct AccordEndpoint
+{
+	AccordConnection *connection;
+	char	   *channel;
+	char	   *account;		/* "": the channel itself */
+	int			priority;
+	bool		active;			/* in the dispatcher's active list */
+	bool		lagging;		/* reads its own pages */
+	bool		reading;		/* takes part in the page being read */
+	bool		overflow;		/* more exceptions in backlog_log than here */
+	bool		cursored;		/* a row of cursor_log is in force */
+	int			n_taken;		/* being made, in flight or being settled */
 	int			n_owed;
+	int			n_leaving;		/* of them superseded */
 	int			n_exceptions;
+	TimestampTz ahead_since;	/* reads ahead before it sends; 0: does not */
 	AccordPoint cursor;			/* lagging: read up to here */
 	AccordPoint passed;			/* highest that left "owed" and must not be
 								 * read again */
@@ -114,10 +211,6 @@ typedef struct AccordEndpoint
 	dlist_head	owed;			/* in (seq, ord) order */
 	dlist_head	ready;
 	dlist_node	active_node;
-	dlist_node	ready_node;
-	TimestampTz logged_at;		/* trouble was last put into the server log */
-	int			unlogged;		/* ... and not, since then */
-	AccordRetryPolicy policy;	/* of its channel; command parts per delivery */
 } AccordEndpoint;
 
 /* All of a dispatcher's memory. */
@@ -126,17 +219,21 @@ typedef struct AccordDesk
 	int			number;			/* this dispatcher */
 	int			count;			/* of so many */
 	MemoryContext context;
-	HTAB	   *endpoints;
+	HTAB	   *hubs;
+	HTAB	   *connections;
 	HTAB	   *lanes;
+	HTAB	   *merges;
 	HTAB	   *exceptions;		/* deliveries with a backlog row */
 	dlist_head	active;			/* endpoints that owe, lag or have a cursor */
-	dlist_head	ready;			/* endpoints with something to send */
+	dlist_head	ready;			/* hubs with something to send */
 	pairingheap *due;			/* PARKED deliveries by due_at */
-	Size		bytes;			/* of events held */
+	pairingheap *alarms;		/* hubs and connections that sleep */
+	Size		bytes;			/* of events and deliveries held */
 	int			n_exceptions;
 	int			n_owed;			/* by memory alone, of all endpoints */
 	bool		unrest;			/* not all of it is looked after: in flight,
 								 * without a cursor, or with one too many */
+	TimestampTz resume_at;		/* a pause ends by itself; 0: none does */
 	AccordPoint read;			/* the log has been routed up to here */
 } AccordDesk;
 
@@ -149,12 +246,20 @@ typedef struct AccordDesk
 
 extern AccordDesk *accord_desk_create(int number, int count);
 
-/* Whether this dispatcher owns that endpoint. */
-extern bool accord_desk_owns(AccordDesk *desk, const char *channel,
-							 const char *account);
-extern AccordEndpoint *accord_desk_endpoint(AccordDesk *desk,
-											const char *channel,
-											const char *account, bool create);
+/* Which of count dispatchers a channel, with all its accounts, belongs to. */
+extern int	accord_channel_owner(const char *channel, int count);
+extern bool accord_desk_owns(AccordDesk *desk, const char *channel);
+
+/* Made when it is new; NULL: it is, and create is false. */
+extern AccordConnection *accord_desk_connection(AccordDesk *desk,
+												const char *channel,
+												const char *account,
+												bool create);
+
+/* Its queue of that priority; made when it is new. */
+extern AccordEndpoint *accord_connection_endpoint(AccordDesk *desk,
+												  AccordConnection *connection,
+												  int priority);
 
 /* The same for every process and run. */
 extern uint64 accord_endpoint_hash(const char *channel, const char *account);
@@ -171,13 +276,13 @@ extern AccordDeliveryKey accord_delivery_key(const char *channel,
 											 const char *account, int64 seq,
 											 int ord);
 
-/* All endpoints, one after the other; NULL: no more. */
+/* All connections, one after the other; NULL: no more. */
 extern void accord_desk_scan(AccordDesk *desk, HASH_SEQ_STATUS *scan);
-extern AccordEndpoint *accord_desk_scan_next(HASH_SEQ_STATUS *scan);
+extern AccordConnection *accord_desk_scan_next(HASH_SEQ_STATUS *scan);
 
 /* The delivery with a backlog row, or the one owed by memory; or NULL. */
 extern AccordDelivery *accord_desk_find(AccordDesk *desk,
-										AccordEndpoint *endpoint,
+										AccordConnection *connection,
 										int64 seq, int ord);
 
 extern AccordEvent *accord_event_create(AccordDesk *desk, TupleTableSlot *row);
@@ -248,13 +353,33 @@ extern void accord_endpoint_unload(AccordDesk *desk,
 /* PARKED, HELD or NEW: queued again; takes its turn in its lane. */
 extern void accord_delivery_queue(AccordDesk *desk, AccordDelivery *delivery);
 
-/* The endpoint's next READY one becomes TAKEN; NULL: none. */
-extern AccordDelivery *accord_delivery_take(AccordDesk *desk,
-											AccordEndpoint *endpoint);
+/* READY, WAITING or PARKED: TAKEN, to be settled without being sent. */
+extern void accord_delivery_claim(AccordDesk *desk, AccordDelivery *delivery);
+
+/*
+ * Coalescing: a delivery enters its merge in the order of the log, and leaves
+ * it. The newest of a merge; the next one after a delivery, which need not be
+ * in it; NULL: none.
+ */
+extern void accord_merge_enter(AccordDesk *desk, AccordDelivery *delivery);
+extern void accord_merge_leave(AccordDesk *desk, AccordDelivery *delivery);
+extern AccordDelivery *accord_merge_newest(AccordDesk *desk, uint64 hash);
+extern AccordDelivery *accord_merge_newer(AccordDesk *desk,
+										  AccordDelivery *delivery);
 
 /* TAKEN, but nothing was done with it: READY again, the first. */
 extern void accord_delivery_put_back(AccordDesk *desk,
 									 AccordDelivery *delivery);
+
+/*
+ * TAKEN, but its turn has not come: PARKED until then. It keeps its lane, and
+ * the position waits for it.
+ */
+extern void accord_delivery_defer(AccordDesk *desk, AccordDelivery *delivery,
+								  TimestampTz until);
+
+/* Limits have changed: whoever waits at one asks again. */
+extern void accord_desk_release(AccordDesk *desk);
 
 /* A TAKEN delivery's request slot is free again; answered: by its channel. */
 extern void accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,
@@ -272,14 +397,45 @@ extern void accord_delivery_free(AccordDesk *desk, AccordDelivery *delivery);
 extern AccordDelivery *accord_desk_next_due(AccordDesk *desk);
 
 /*
- * Whether it may send one more. Besides those in flight, what was answered and
- * is not committed yet counts: a crash repeats no more than twice
- * max_in_flight requests of an endpoint.
+ * Whether a gate lets one more through. Besides those in flight, what was
+ * answered and is not committed yet counts: a crash repeats no more than twice
+ * max_in_flight requests.
  */
-extern bool accord_endpoint_open(const AccordEndpoint *endpoint);
+extern bool accord_gate_open(const AccordGate *gate);
 
-/* Puts an endpoint into the round of those with something to send. */
-extern void accord_endpoint_rotate(AccordDesk *desk, AccordEndpoint *endpoint);
+/* Whose turn it is: the next channel with something to send and room for it,
+ * and its next connection. NULL: nobody's. */
+extern AccordHub *accord_desk_turn(AccordDesk *desk);
+extern AccordConnection *accord_hub_turn(AccordDesk *desk, AccordHub *hub);
+
+/* It has had its turn: after as many as its weight, it is the others'. */
+extern void accord_connection_served(AccordDesk *desk,
+									 AccordConnection *connection);
+
+/*
+ * Puts a connection into its channel's round when it has something to send and
+ * may; and the channel into the dispatcher's.
+ */
+extern void accord_connection_rotate(AccordDesk *desk,
+									 AccordConnection *connection);
+
+/* Takes it out again. */
+extern void accord_connection_rest(AccordDesk *desk,
+								   AccordConnection *connection);
+
+/* The next READY delivery of a connection becomes TAKEN; NULL: none. */
+extern AccordDelivery *accord_connection_take(AccordDesk *desk,
+											  AccordConnection *connection);
+
+/* Out of its round until a time; at 0 it is woken now. */
+extern void accord_hub_sleep(AccordDesk *desk, AccordHub *hub,
+							 TimestampTz until);
+extern void accord_connection_sleep(AccordDesk *desk,
+									AccordConnection *connection,
+									TimestampTz until);
+
+/* Wakes all whose time has come; when the next one's comes, 0: none. */
+extern TimestampTz accord_desk_wake(AccordDesk *desk, TimestampTz now);
 
 /* Keeps it in the active list as long as there is a reason. */
 extern void accord_endpoint_touch(AccordDesk *desk, AccordEndpoint *endpoint);

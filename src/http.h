@@ -8,6 +8,7 @@
 #ifndef ACCORD_HTTP_H
 #define ACCORD_HTTP_H
 
+#include "limit.h"
 #include "retry.h"
 
 typedef enum AccordHttpAuth
@@ -45,6 +46,7 @@ typedef struct AccordHttpResponse
 {
 	void	   *owner;			/* as given to accord_http_submit() */
 	AccordResult result;
+	AccordHint	hint;			/* what the server says about its limits */
 	double		duration_ms;
 	const char *error;			/* NULL when transport is OK; never holds a
 								 * secret */

@@ -542,6 +542,29 @@ find_request_id(AccordTransfer *transfer)
 	return transfer->request_id;
 }
 
+/* Reads what the final answer says about the server's limits. */
+static void
+fill_hint(AccordTransfer *transfer, AccordHint *hint)
+{
+	struct curl_header *header = NULL;
+	TimestampTz now = 0;
+
+	hint->remaining = -1;
+	hint->reset_ms = -1;
+	while ((header = curl_easy_nextheader(transfer->easy, CURLH_HEADER, -1,
+										  header)) != NULL)
+	{
+		char		first = header->name[0] | 0x20;
+
+		if (first != 'r' && first != 'x')
+			continue;
+		if (now == 0)
+			now = GetCurrentTimestamp();
+		accord_limit_hint(header->name, strlen(header->name), header->value,
+						  now, hint);
+	}
+}
+
 static void
 fill_result(AccordTransfer *transfer, AccordResult *result)
 {
@@ -571,6 +594,7 @@ accord_http_transfer_respond(AccordTransfer *transfer,
 	memset(response, 0, sizeof(AccordHttpResponse));
 	response->owner = transfer->owner;
 	fill_result(transfer, &response->result);
+	fill_hint(transfer, &response->hint);
 	response->duration_ms = transfer->ended - transfer->started;
 	if (response->result.transport != ACCORD_TRANSPORT_OK)
 	{

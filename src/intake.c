@@ -33,6 +33,7 @@
 
 #include "accord.h"
 #include "assign.h"
+#include "coalesce.h"
 #include "control.h"
 #include "db.h"
 #include "guc.h"
@@ -45,6 +46,7 @@
 
 #define SLICE 1000				/* events read before the network's turn */
 #define SLICE_BYTES (8 * 1024 * 1024)	/* ... and kept */
+#define AHEAD_AT_MOST 5000000	/* us that reading ahead may keep from sending */
 #define PAGES 4					/* slices that endpoints behind may read then */
 
 /* One event as it is routed; made once, shared by its deliveries. */
@@ -56,6 +58,7 @@ typedef struct Routing
 	AccordEvent *event;			/* NULL: nobody wanted it yet */
 	AccordEndpoint *first;		/* whose page this is; NULL: the log's reader */
 	int			ord;
+	int			priority;
 	char	   *key;
 	TimestampTz deliver_at;
 	TimestampTz now;
@@ -82,6 +85,10 @@ create_delivery(Routing *routing, AccordEndpoint *endpoint,
 	delivery->route = route ? route->id : 0;
 	delivery->command = route != NULL && route->command;
 	delivery->ambiguous_retry = route != NULL && route->ambiguous_retry;
+	delivery->hold_dead = route != NULL && route->hold_dead;
+	if (route != NULL && routing->deliver_at <= routing->now)
+		accord_coalesce_identify(delivery, route,
+								 accord_assign_account(delivery));
 	return delivery;
 }
 
@@ -93,7 +100,8 @@ owe_event(Routing *routing, AccordEndpoint *endpoint, AccordRoute *route)
 
 	if (routing->deliver_at <= routing->now && route != NULL)
 	{
-		accord_delivery_owe(routing->desk, delivery, routing->now);
+		if (accord_coalesce_owe(routing->desk, delivery, route, routing->now))
+			accord_delivery_owe(routing->desk, delivery, routing->now);
 		return;
 	}
 	accord_delivery_list(routing->desk, delivery, routing->now);
@@ -105,11 +113,18 @@ owe_event(Routing *routing, AccordEndpoint *endpoint, AccordRoute *route)
 							  "op", routing->now);
 }
 
-/* Whether an endpoint that lags may read on. */
+/*
+ * Whether an endpoint that lags may read on. While its breaker is open nothing
+ * is sent, but for the probe.
+ */
 static bool
 endpoint_has_room(AccordDesk *desk, AccordEndpoint *endpoint)
 {
-	return !endpoint->paused && !endpoint->overflow &&
+	AccordConnection *connection = endpoint->connection;
+
+	return !connection->paused && !endpoint->overflow &&
+		(connection->breaker.state == ACCORD_BREAKER_CLOSED ||
+		 endpoint->n_owed == 0) &&
 		endpoint->n_owed < ACCORD_QUEUE_LIMIT &&
 		!accord_endpoint_full(desk, endpoint) &&
 		(desk->bytes < (Size) accord_dispatch_memory * 1024 ||
@@ -144,7 +159,8 @@ endpoint_takes(Routing *routing, AccordEndpoint *endpoint)
 		endpoint->reading = false;
 		return false;
 	}
-	if (endpoint->paused || endpoint->n_owed >= ACCORD_QUEUE_LIMIT ||
+	if (endpoint->connection->paused ||
+		endpoint->n_owed >= ACCORD_QUEUE_LIMIT ||
 		(desk->bytes >= (Size) accord_dispatch_memory * 1024 &&
 		 endpoint->n_owed > 0) ||
 		accord_endpoint_full(desk, endpoint) || accord_settle_full())
@@ -168,6 +184,8 @@ start_routing(Routing *routing, const AccordCommit *commit,
 	slot_getallattrs(row);
 	routing->ord = DatumGetInt32(slot_getattr(row, ACCORD_EVENT_ORD, &isnull));
 	routing->key = accord_routing_text(row, ACCORD_EVENT_KEY);
+	routing->priority =
+		DatumGetInt16(slot_getattr(row, ACCORD_EVENT_PRIORITY, &isnull));
 	value = slot_getattr(row, ACCORD_EVENT_DELIVER_AT, &isnull);
 	routing->deliver_at = isnull ? 0 : DatumGetTimestampTz(value);
 }
@@ -178,8 +196,9 @@ route_to(AccordChannel *channel, const char *account, AccordRoute *route,
 		 void *arg)
 {
 	Routing    *routing = arg;
-	AccordEndpoint *endpoint = accord_assign_endpoint(routing->desk, channel->name,
-													  account);
+	AccordEndpoint *endpoint = accord_assign_endpoint(routing->desk,
+													  channel->name, account,
+													  routing->priority);
 
 	if (endpoint != NULL && endpoint_takes(routing, endpoint))
 		owe_event(routing, endpoint, route);
@@ -245,7 +264,7 @@ make_room(AccordDesk *desk)
 			AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
 													   active_node, iter.cur);
 
-			if (endpoint->n_owed > endpoint->in_flight &&
+			if (endpoint->n_owed > endpoint->n_taken &&
 				(longest == NULL || endpoint->n_owed > longest->n_owed))
 				longest = endpoint;
 		}
@@ -414,6 +433,43 @@ accord_intake_hungry(AccordDesk *desk)
 			return true;
 	}
 	return false;
+}
+
+static bool
+endpoint_reads_ahead(AccordDesk *desk, AccordEndpoint *endpoint)
+{
+	return endpoint->lagging && !endpoint->overflow &&
+		endpoint->n_owed - endpoint->n_leaving <= ACCORD_QUEUE_LIMIT / 2 &&
+		desk->bytes < (Size) accord_dispatch_memory * 1024 &&
+		!accord_endpoint_full(desk, endpoint) &&
+		accord_point_compare(endpoint->cursor, desk->read) <= 0;
+}
+
+bool
+accord_intake_ahead(AccordDesk *desk, AccordConnection *connection,
+					TimestampTz now)
+{
+	bool		ahead = false;
+
+	if (!connection->hub->coalesces ||
+		connection->breaker.state != ACCORD_BREAKER_CLOSED)
+		return false;
+	for (int i = 0; i < ACCORD_PRIORITIES; i++)
+	{
+		AccordEndpoint *endpoint = connection->endpoints[i];
+
+		if (endpoint == NULL)
+			continue;
+		if (!endpoint_reads_ahead(desk, endpoint))
+			endpoint->ahead_since = 0;
+		else
+		{
+			if (endpoint->ahead_since == 0)
+				endpoint->ahead_since = now;
+			ahead |= now - endpoint->ahead_since < AHEAD_AT_MOST;
+		}
+	}
+	return ahead;
 }
 
 bool

@@ -21,6 +21,13 @@ extern bool accord_intake_hungry(AccordDesk *desk);
 /* Whether that may be a part of the backlog: nothing may be settling then. */
 extern bool accord_intake_short(AccordDesk *desk);
 
+/*
+ * Whether a connection reads on before it sends: where events are coalesced, a
+ * newer one may be about to come. Not for more than a few seconds.
+ */
+extern bool accord_intake_ahead(AccordDesk *desk, AccordConnection *connection,
+								TimestampTz now);
+
 /* Queues the deliveries that are due. */
 extern void accord_intake_due(AccordDesk *desk, TimestampTz now);
 

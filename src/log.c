@@ -183,6 +183,8 @@ accord_log_append(Datum *values, bool *nulls)
 	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
 	SET(ACCORD_EVENT_EVENT_ID, UUIDPGetDatum(make_event_id(now)));
 	SET(ACCORD_EVENT_RECORDED_AT, TimestampTzGetDatum(now));
+	if (nulls[ACCORD_EVENT_PRIORITY - 1])
+		SET(ACCORD_EVENT_PRIORITY, Int16GetDatum(ACCORD_PRIORITY_NORMAL));
 	if (nulls[ACCORD_EVENT_OCCURRED_AT - 1])
 		SET(ACCORD_EVENT_OCCURRED_AT, TimestampTzGetDatum(now));
 	if (!nulls[ACCORD_EVENT_IDEMPOTENCY_KEY - 1] &&

@@ -19,6 +19,7 @@
 #include "utils/jsonb.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 #include "accord.h"
 #include "config.h"
@@ -31,9 +32,10 @@ static const AccordEventColumn outbox_columns[] = {
 	ACCORD_EVENT_EVENT_ID, ACCORD_EVENT_TOPIC, ACCORD_EVENT_KEY,
 	ACCORD_EVENT_OP, ACCORD_EVENT_PAYLOAD, ACCORD_EVENT_BEFORE,
 	ACCORD_EVENT_SOURCE, ACCORD_EVENT_ACCOUNT, ACCORD_EVENT_CHANNELS,
-	ACCORD_EVENT_DELIVER_AT, ACCORD_EVENT_IDEMPOTENCY_KEY,
-	ACCORD_EVENT_HEADERS, ACCORD_EVENT_OCCURRED_AT, ACCORD_EVENT_RECORDED_AT,
-	ACCORD_EVENT_TX_ID, ACCORD_EVENT_ORD
+	ACCORD_EVENT_DELIVER_AT, ACCORD_EVENT_EXPIRES_AT, ACCORD_EVENT_PRIORITY,
+	ACCORD_EVENT_IDEMPOTENCY_KEY, ACCORD_EVENT_HEADERS,
+	ACCORD_EVENT_OCCURRED_AT, ACCORD_EVENT_RECORDED_AT, ACCORD_EVENT_TX_ID,
+	ACCORD_EVENT_ORD
 };
 
 /* Columns that nobody may give. */
@@ -170,6 +172,27 @@ check_op(const char *op)
 				 errhint("Use insert, update, delete, truncate or event.")));
 }
 
+static void
+check_times(const Datum *values, const bool *nulls)
+{
+	int			priority = nulls[ACCORD_EVENT_PRIORITY - 1] ?
+	ACCORD_PRIORITY_NORMAL : DatumGetInt16(values[ACCORD_EVENT_PRIORITY - 1]);
+
+	if (priority < 0 || priority >= ACCORD_PRIORITIES)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("priority %d of an event is not known", priority),
+				 errhint("Use 0 (urgent), 1 (normal) or 2 (bulk).")));
+	if (!nulls[ACCORD_EVENT_DELIVER_AT - 1] &&
+		!nulls[ACCORD_EVENT_EXPIRES_AT - 1] &&
+		DatumGetTimestampTz(values[ACCORD_EVENT_EXPIRES_AT - 1]) <=
+		DatumGetTimestampTz(values[ACCORD_EVENT_DELIVER_AT - 1]))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("an event expires before it is to be delivered"),
+				 errhint("Give expires_at a time after deliver_at.")));
+}
+
 /* Explicit addresses must exist: an event for nobody would be lost. */
 static void
 check_channels(Datum channels)
@@ -210,6 +233,7 @@ check_row(const Datum *values, const bool *nulls)
 	check_topic(text_of(values, nulls, ACCORD_EVENT_TOPIC));
 	check_sizes(values, nulls);
 	check_op(text_of(values, nulls, ACCORD_EVENT_OP));
+	check_times(values, nulls);
 	if (!nulls[ACCORD_EVENT_CHANNELS - 1])
 		check_channels(values[ACCORD_EVENT_CHANNELS - 1]);
 	if (!nulls[ACCORD_EVENT_HEADERS - 1])

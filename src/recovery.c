@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "assign.h"
+#include "flow.h"
 #include "recovery.h"
 #include "request.h"
 
@@ -28,15 +29,21 @@ remember_settled(const char *channel, const char *account, int64 seq, int ord,
 				 void *arg)
 {
 	AccordDesk *desk = arg;
-	AccordEndpoint *endpoint;
+	AccordConnection *connection;
 	AccordPoint low = desk->read;
 	AccordDeliveryKey key;
 
-	if (!accord_desk_owns(desk, channel, account))
+	if (!accord_desk_owns(desk, channel))
 		return;
-	endpoint = accord_desk_endpoint(desk, channel, account, false);
-	if (endpoint != NULL && endpoint->cursored)
-		low = endpoint->persisted;
+	connection = accord_desk_connection(desk, channel, account, false);
+	for (int i = 0; connection != NULL && i < ACCORD_PRIORITIES; i++)
+	{
+		AccordEndpoint *endpoint = connection->endpoints[i];
+
+		if (endpoint != NULL && endpoint->cursored &&
+			accord_point_compare(endpoint->persisted, low) < 0)
+			low = endpoint->persisted;
+	}
 	if (seq < low.seq || (seq == low.seq && ord <= low.ord))
 		return;
 	key = accord_delivery_key(channel, account, seq, ord);
@@ -96,7 +103,8 @@ admit_exception(AccordDesk *desk, AccordEndpoint *endpoint,
 {
 	AccordDelivery *delivery;
 
-	if (accord_desk_find(desk, endpoint, row->seq, row->ord) != NULL)
+	if (accord_desk_find(desk, endpoint->connection, row->seq,
+						 row->ord) != NULL)
 		return true;
 	if (accord_endpoint_full(desk, endpoint))
 		return false;
@@ -143,7 +151,8 @@ load_any(const AccordBacklogRow *row, void *arg)
 {
 	AccordDesk *desk = arg;
 	AccordEndpoint *endpoint = accord_assign_endpoint(desk, row->channel,
-													  row->account);
+													  row->account,
+													  row->priority);
 
 	if (endpoint != NULL && !endpoint->overflow &&
 		!admit_exception(desk, endpoint, row))
@@ -163,6 +172,8 @@ load_one(const AccordBacklogRow *row, void *arg)
 {
 	LoadMore   *more = arg;
 
+	if (row->priority != more->endpoint->priority)
+		return true;
 	if (!admit_exception(more->desk, more->endpoint, row))
 	{
 		more->full = true;
@@ -191,7 +202,8 @@ load_cursor(const AccordCursorRow *row, void *arg)
 {
 	AccordDesk *desk = arg;
 	AccordEndpoint *endpoint = accord_assign_endpoint(desk, row->channel,
-													  row->account);
+													  row->account,
+													  row->priority);
 
 	if (endpoint == NULL)
 		return;
@@ -202,6 +214,16 @@ load_cursor(const AccordCursorRow *row, void *arg)
 	endpoint->persisted = row->point;
 	accord_endpoint_lag(desk, endpoint, row->point);
 	accord_endpoint_touch(desk, endpoint);
+}
+
+static void
+load_breaker(const AccordTransitionRow *row, void *arg)
+{
+	AccordConnection *connection = accord_assign_connection(arg, row->channel,
+															row->account);
+
+	if (connection != NULL)
+		accord_flow_restore(connection, row->until);
 }
 
 void
@@ -223,6 +245,7 @@ accord_recovery_start(AccordDesk *desk)
 
 		lowest = Min(lowest, endpoint->persisted.seq - 1);
 	}
+	accord_backlog_breakers(load_breaker, desk);
 	load_settled(desk, lowest);
 	accord_backlog_load(NULL, NULL, desk->read, load_any, desk);
 }

@@ -112,6 +112,15 @@ accord_request_text(const AccordEvent *event, int column)
 	return isnull ? NULL : TextDatumGetCString(value);
 }
 
+TimestampTz
+accord_request_time(const AccordEvent *event, int column)
+{
+	bool		isnull;
+	Datum		value = accord_request_column(event, column, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
 static JsonbValue *
 make_string(char *string)
 {
@@ -198,6 +207,16 @@ find_variable(const char *name, void *arg)
 												path);
 	}
 	return NULL;
+}
+
+char	   *
+accord_request_expand(const char *template, const AccordRoute *route,
+					  const AccordAccount *account, const AccordEvent *event)
+{
+	Variables	variables = {route, account, event};
+
+	return accord_template_expand(template, true, find_variable, &variables,
+								  NULL);
 }
 
 /* Adds a header, in place of an earlier one of that name. */

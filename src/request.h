@@ -33,6 +33,18 @@ extern Datum accord_request_column(const AccordEvent *event, int column,
 /* A text column as a palloc'd string, NULL when null. */
 extern char *accord_request_text(const AccordEvent *event, int column);
 
+/*
+ * Expands a template of the configuration over an event; what it does not
+ * define comes to nothing. palloc'd.
+ */
+extern char *accord_request_expand(const char *template,
+								   const AccordRoute *route,
+								   const AccordAccount *account,
+								   const AccordEvent *event);
+
+/* A timestamp of an event, 0 when null. */
+extern TimestampTz accord_request_time(const AccordEvent *event, int column);
+
 /* Whether making the request needs a transaction. */
 extern bool accord_request_needs_transaction(const AccordRoute *route);
 

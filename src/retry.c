@@ -90,6 +90,8 @@ static const char *const outcome_words[] = {
 	[ACCORD_OUTCOME_CUT_OFF] = "cut_off",
 	[ACCORD_OUTCOME_INVALID] = "invalid",
 	[ACCORD_OUTCOME_SKIPPED] = "skipped",
+	[ACCORD_OUTCOME_SUPERSEDED] = "superseded",
+	[ACCORD_OUTCOME_EXPIRED] = "expired",
 	[ACCORD_OUTCOME_DISCARDED] = "discarded",
 	[ACCORD_OUTCOME_LOST] = "lost"
 };
@@ -113,6 +115,8 @@ static const AccordVerdict outcome_verdicts[] = {
 	[ACCORD_OUTCOME_CUT_OFF] = ACCORD_VERDICT_RETRY,
 	[ACCORD_OUTCOME_INVALID] = ACCORD_VERDICT_DEAD,
 	[ACCORD_OUTCOME_SKIPPED] = ACCORD_VERDICT_DONE,
+	[ACCORD_OUTCOME_SUPERSEDED] = ACCORD_VERDICT_DONE,
+	[ACCORD_OUTCOME_EXPIRED] = ACCORD_VERDICT_DONE,
 	[ACCORD_OUTCOME_DISCARDED] = ACCORD_VERDICT_DONE,
 	[ACCORD_OUTCOME_LOST] = ACCORD_VERDICT_RETRY
 };
@@ -208,14 +212,14 @@ accord_retry_verdict(const AccordRetryPolicy *policy, AccordOutcome outcome,
 {
 	AccordVerdict verdict = outcome_verdicts[outcome];
 
-	if (verdict != ACCORD_VERDICT_RETRY)
-		return verdict;
-	if (policy->command &&
+	if (verdict == ACCORD_VERDICT_RETRY && policy->command &&
 		!is_command_safe(policy, sent, attempts, since_first_ms))
 		return ACCORD_VERDICT_HOLD;
-	if (attempts >= policy->max_attempts || age_ms >= policy->max_age_ms)
-		return ACCORD_VERDICT_DEAD;
-	return ACCORD_VERDICT_RETRY;
+	if (verdict == ACCORD_VERDICT_RETRY &&
+		(attempts >= policy->max_attempts || age_ms >= policy->max_age_ms))
+		verdict = ACCORD_VERDICT_DEAD;
+	return verdict == ACCORD_VERDICT_DEAD && policy->hold_dead ?
+		ACCORD_VERDICT_HOLD : verdict;
 }
 
 int64

@@ -44,7 +44,9 @@ typedef enum AccordOutcome
 	ACCORD_OUTCOME_STALLED,
 	ACCORD_OUTCOME_CUT_OFF,
 	ACCORD_OUTCOME_INVALID,		/* poison: no request could be made of it */
-	ACCORD_OUTCOME_SKIPPED,		/* its function had nothing to send */
+	ACCORD_OUTCOME_SKIPPED,		/* there was nothing to send */
+	ACCORD_OUTCOME_SUPERSEDED,	/* a newer one of its kind goes instead */
+	ACCORD_OUTCOME_EXPIRED,		/* its time was over before it was sent */
 	ACCORD_OUTCOME_DISCARDED,	/* by a person, or its channel or route is
 								 * gone */
 	ACCORD_OUTCOME_LOST			/* sent before a crash, its answer unknown */
@@ -79,6 +81,7 @@ typedef struct AccordRetryPolicy
 	bool		keyed;			/* the channel honours an idempotency key */
 	int64		window_ms;		/* ... for this long after the first attempt;
 								 * 0: for ever */
+	bool		hold_dead;		/* a person decides, rather than dead */
 } AccordRetryPolicy;
 
 /* The outcome of a transfer: one pure table. */

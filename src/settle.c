@@ -30,6 +30,8 @@
 
 #include "accord.h"
 #include "db.h"
+#include "fingerprint.h"
+#include "flow.h"
 #include "guc.h"
 #include "json.h"
 #include "routing.h"
@@ -139,6 +141,7 @@ add_row(Settlement *settlement, AccordState state, const char *error,
 	row->version = delivery->version + 1;
 	row->attempts = delivery->attempts;
 	row->event_slot = delivery->slot;
+	row->priority = delivery->endpoint->priority;
 	row->channel = delivery->endpoint->channel;
 	row->account = delivery->endpoint->account;
 	row->key = delivery->event == NULL ? NULL :
@@ -193,10 +196,11 @@ log_trouble(AccordDelivery *delivery, AccordVerdict verdict,
 			const char *error, TimestampTz now)
 {
 	AccordEndpoint *endpoint = delivery->endpoint;
+	AccordConnection *connection = endpoint->connection;
 
-	if (!TimestampDifferenceExceeds(endpoint->logged_at, now, LOG_EVERY))
+	if (!TimestampDifferenceExceeds(connection->logged_at, now, LOG_EVERY))
 	{
-		endpoint->unlogged++;
+		connection->unlogged++;
 		return;
 	}
 	ereport(LOG,
@@ -204,27 +208,69 @@ log_trouble(AccordDelivery *delivery, AccordVerdict verdict,
 					endpoint->channel, endpoint->account[0] ?
 					", account \"" : "", endpoint->account,
 					endpoint->account[0] ? "\"" : "", delivery->seq,
-					delivery->ord, verdict == ACCORD_VERDICT_HOLD ?
+					delivery->ord, verdict == ACCORD_VERDICT_DEAD ?
+					"became a dead letter" : delivery->command ?
 					"is held: its outcome is not known" :
-					"became a dead letter"),
+					"is held: it was given up, and its key waits"),
 			 error ? errdetail("%s", error) : 0,
-			 endpoint->unlogged > 0 ?
+			 connection->unlogged > 0 ?
 			 errcontext("%d more like it since the last message",
-						endpoint->unlogged) : 0,
+						connection->unlogged) : 0,
 			 errhint("See accord.timeline; then accord.redeliver() or "
 					 "accord.discard().")));
-	endpoint->logged_at = now;
-	endpoint->unlogged = 0;
+	connection->logged_at = now;
+	connection->unlogged = 0;
 }
 
-/* Turns a verdict into the delivery's next row and sequel. */
+/* The state that closes a delivery. */
+static AccordState
+closed_state(AccordOutcome outcome)
+{
+	switch (outcome)
+	{
+		case ACCORD_OUTCOME_DELIVERED:
+			return ACCORD_STATE_DELIVERED;
+		case ACCORD_OUTCOME_SKIPPED:
+			return ACCORD_STATE_SKIPPED;
+		case ACCORD_OUTCOME_SUPERSEDED:
+			return ACCORD_STATE_SUPERSEDED;
+		case ACCORD_OUTCOME_EXPIRED:
+			return ACCORD_STATE_EXPIRED;
+		default:
+			return ACCORD_STATE_DISCARDED;
+	}
+}
+
+/*
+ * When to try again: what was refused as too early, when the pause is over
+ * that all of its account or channel make.
+ */
+static TimestampTz
+retry_time(AccordDelivery *delivery, AccordOutcome outcome,
+		   const AccordHttpResponse *response, TimestampTz now)
+{
+	TimestampTz pause = accord_flow_pause(delivery);
+
+	if (outcome == ACCORD_OUTCOME_RETRY_AFTER && pause > now)
+		return pause;
+	return now + 1000 *
+		accord_retry_delay(&delivery->endpoint->connection->policy,
+						   Max(delivery->attempts, 1), response ?
+						   response->result.retry_after_ms : -1,
+						   pg_prng_double(&batch.dice));
+}
+
+/*
+ * Turns a verdict into the delivery's next row and sequel. response is NULL
+ * when no request was made.
+ */
 static void
 conclude(AccordDelivery *delivery, AccordOutcome outcome,
-		 AccordVerdict verdict, bool answered, int64 retry_after_ms,
+		 AccordVerdict verdict, const AccordHttpResponse *response,
 		 const char *error, TimestampTz now)
 {
 	Settlement *settlement;
-	AccordEndpoint *endpoint = delivery->endpoint;
+	AccordConnection *connection = delivery->endpoint->connection;
 
 	if (delivery->discard && verdict != ACCORD_VERDICT_DONE)
 	{
@@ -234,27 +280,26 @@ conclude(AccordDelivery *delivery, AccordOutcome outcome,
 	if (verdict == ACCORD_VERDICT_HOLD || verdict == ACCORD_VERDICT_DEAD)
 		log_trouble(delivery, verdict, error, now);
 	/* its request slot is free now: only its key waits for the commit */
-	accord_delivery_landed(batch.desk, delivery, answered);
-	batch.urgent |= endpoint->unsettled >= endpoint->max_in_flight &&
-		!dlist_is_empty(&endpoint->ready);
+	accord_delivery_landed(batch.desk, delivery, response != NULL);
+	accord_flow_result(batch.desk, delivery, outcome, response, error,
+					   pg_prng_double(&batch.dice), now);
+	batch.urgent |=
+		connection->gate.unsettled >= connection->gate.max_in_flight ||
+		connection->hub->gate.unsettled >=
+		connection->hub->gate.max_in_flight;
 	settlement = add_settlement(delivery, SEQUEL_FREE);
 	switch (verdict)
 	{
 		case ACCORD_VERDICT_DONE:
+			if (outcome == ACCORD_OUTCOME_DELIVERED)
+				accord_fingerprint_accept(delivery);
 			if (delivery->version > 0)
 				add_row(settlement,
-						outcome == ACCORD_OUTCOME_DELIVERED ?
-						ACCORD_STATE_DELIVERED :
-						outcome == ACCORD_OUTCOME_SKIPPED ?
-						ACCORD_STATE_SKIPPED : ACCORD_STATE_DISCARDED,
-						error, NULL);
+						closed_state(outcome), error, NULL);
 			break;
 		case ACCORD_VERDICT_RETRY:
 			settlement->sequel = SEQUEL_PARK;
-			settlement->due_at = now + 1000 *
-				accord_retry_delay(&endpoint->policy, Max(delivery->attempts, 1),
-								   retry_after_ms,
-								   pg_prng_double(&batch.dice));
+			settlement->due_at = retry_time(delivery, outcome, response, now);
 			add_row(settlement, ACCORD_STATE_RETRYING, error, NULL);
 			break;
 		case ACCORD_VERDICT_HOLD:
@@ -271,8 +316,9 @@ static AccordVerdict
 judge(AccordDelivery *delivery, AccordOutcome outcome, AccordSent sent,
 	  TimestampTz now)
 {
-	AccordRetryPolicy policy = delivery->endpoint->policy;
+	AccordRetryPolicy policy = delivery->endpoint->connection->policy;
 
+	policy.hold_dead = delivery->hold_dead;
 	policy.command = delivery->command;
 	policy.ambiguous_retry = delivery->ambiguous_retry;
 	return accord_retry_verdict(&policy, outcome, sent, delivery->attempts,
@@ -304,8 +350,7 @@ accord_settle_response(AccordDelivery *delivery,
 		delivery->attempts--;	/* asked too early: that was none */
 	verdict = judge(delivery, outcome, accord_retry_sent(&response->result),
 					now);
-	conclude(delivery, outcome, verdict, true,
-			 response->result.retry_after_ms, error, now);
+	conclude(delivery, outcome, verdict, response, error, now);
 }
 
 void
@@ -320,7 +365,7 @@ accord_settle_without(AccordDelivery *delivery, AccordOutcome outcome,
 		delivery->attempted_at = now;
 	verdict = judge(delivery, outcome, sent, now);
 	add_attempt(delivery, outcome, NULL, error);
-	conclude(delivery, outcome, verdict, false, -1, error, now);
+	conclude(delivery, outcome, verdict, NULL, error, now);
 }
 
 void
@@ -395,11 +440,21 @@ accord_settle_hurry(void)
 	batch.urgent = true;
 }
 
+static bool
+has_notes(void)
+{
+	const AccordTransitionRow *notes;
+
+	return accord_flow_noted(&notes) > 0;
+}
+
 long
 accord_settle_timeout(TimestampTz now, bool idle)
 {
 	TimestampTz delay;
 
+	if (batch.n_settlements == 0 && has_notes())
+		return 0;
 	if (batch.n_settlements == 0)
 	{
 		/*
@@ -432,9 +487,13 @@ is_blocked(const AccordDelivery *delivery)
 	const AccordDelivery *holder = delivery->lane ?
 	delivery->lane->holder : NULL;
 
-	return delivery->phase == ACCORD_PHASE_WAITING && holder != NULL &&
-		(holder->phase == ACCORD_PHASE_PARKED ||
-		 holder->phase == ACCORD_PHASE_HELD);
+	/* where nothing moves, the cursor remembers more cheaply */
+	if (delivery->phase != ACCORD_PHASE_WAITING || holder == NULL ||
+		delivery->endpoint->connection->breaker.state !=
+		ACCORD_BREAKER_CLOSED)
+		return false;
+	return holder->phase == ACCORD_PHASE_HELD ||
+		(holder->phase == ACCORD_PHASE_PARKED && holder->excepted);
 }
 
 /*
@@ -482,6 +541,7 @@ add_cursor(AccordEndpoint *endpoint, AccordPoint point, bool done,
 	row->version = ++endpoint->cursor_version;
 	row->point = point;
 	row->done = done;
+	row->priority = endpoint->priority;
 	row->channel = endpoint->channel;
 	row->account = endpoint->account;
 	endpoint->persisted = point;
@@ -579,6 +639,8 @@ static void
 write_batch(void)
 {
 	MemoryContext old;
+	const AccordTransitionRow *notes;
+	int			n_notes = accord_flow_noted(&notes);
 	bool		rows = batch.n_settlements > 0 || batch.n_cursors > 0;
 
 	accord_db_begin();
@@ -593,8 +655,10 @@ write_batch(void)
 	find_keys();
 	accord_backlog_append(batch.rows, batch.n_rows);
 	accord_backlog_append_cursors(batch.cursors, batch.n_cursors);
+	accord_backlog_append_transitions(notes, n_notes);
 	MemoryContextSwitchTo(old);
 	accord_db_commit();
+	accord_flow_forget();
 	batch.position_written = Max(batch.position_written, batch.position);
 }
 
@@ -624,6 +688,9 @@ follow(Settlement *settlement, AccordSettleSend send)
 			break;
 		case SEQUEL_PARK:
 			accord_delivery_park(desk, delivery, settlement->due_at);
+			/* from now on a newer one may go instead */
+			if (settlement->state == ACCORD_STATE_RETRYING)
+				accord_merge_enter(desk, delivery);
 			break;
 		case SEQUEL_HOLD:
 			accord_delivery_hold(desk, delivery);
@@ -647,7 +714,7 @@ accord_settle_commit(TimestampTz now, AccordSettleSend send)
 
 	batch.position = accord_desk_position(batch.desk);
 	prepare_positions(now);
-	if (batch.n_settlements > 0 || batch.n_cursors > 0 ||
+	if (batch.n_settlements > 0 || batch.n_cursors > 0 || has_notes() ||
 		batch.position > batch.position_written)
 		write_batch();
 

@@ -34,9 +34,15 @@
 
 #define OWED_COLUMNS 11
 
+typedef struct CursorKey
+{
+	uint64		endpoint;		/* its hash */
+	int64		priority;
+} CursorKey;
+
 typedef struct CursorEntry
 {
-	uint64		endpoint;		/* hash key */
+	CursorKey	key;
 	AccordPoint point;
 } CursorEntry;
 
@@ -52,6 +58,7 @@ typedef struct OwedScan
 	int64		lowest;
 	const AccordCommit *commit;
 	int			ord;
+	int			priority;
 } OwedScan;
 
 PG_FUNCTION_INFO_V1(accord_owed);
@@ -68,16 +75,26 @@ create_table(const char *name, Size key, Size entry)
 	return hash_create(name, 256, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
+static CursorKey
+cursor_key(uint64 endpoint, int priority)
+{
+	CursorKey	key = {endpoint, priority};
+
+	return key;
+}
+
 static void
 visit_cursor(const AccordCursorRow *row, void *arg)
 {
 	OwedScan   *scan = arg;
-	uint64		endpoint = accord_endpoint_hash(row->channel, row->account);
+	CursorKey	key = cursor_key(accord_endpoint_hash(row->channel,
+													  row->account),
+								 row->priority);
 	CursorEntry *entry;
 
 	if (row->done)
 		return;
-	entry = hash_search(scan->cursors, &endpoint, HASH_ENTER, NULL);
+	entry = hash_search(scan->cursors, &key, HASH_ENTER, NULL);
 	entry->point = row->point;
 	scan->lowest = Min(scan->lowest, row->point.seq - 1);
 }
@@ -129,18 +146,18 @@ visit_backlog(const AccordBacklogRow *row, void *arg)
 static int64
 endpoint_position(OwedScan *scan, const AccordBacklogRow *row)
 {
-	uint64		endpoint = accord_endpoint_hash(row->channel, row->account);
-
-	return scan->positions[endpoint % scan->dispatchers];
+	return scan->positions[accord_channel_owner(row->channel,
+												scan->dispatchers)];
 }
 
 /* How far an endpoint's deliveries are known to be settled. */
 static AccordPoint
-endpoint_low(OwedScan *scan, uint64 endpoint)
+endpoint_low(OwedScan *scan, const char *channel, uint64 endpoint)
 {
-	CursorEntry *cursor = hash_search(scan->cursors, &endpoint, HASH_FIND,
-									  NULL);
-	AccordPoint low = {scan->positions[endpoint % scan->dispatchers],
+	CursorKey	key = cursor_key(endpoint, scan->priority);
+	CursorEntry *cursor = hash_search(scan->cursors, &key, HASH_FIND, NULL);
+	AccordPoint low = {scan->positions[accord_channel_owner(channel,
+															scan->dispatchers)],
 	ACCORD_ORD_ALL};
 
 	return cursor ? cursor->point : low;
@@ -156,7 +173,8 @@ visit_target(AccordChannel *channel, const char *account, AccordRoute *route,
 	AccordBacklogRow row;
 
 	key = accord_delivery_key(channel->name, account, here.seq, here.ord);
-	if (accord_point_compare(here, endpoint_low(scan, key.endpoint)) <= 0 ||
+	if (accord_point_compare(here, endpoint_low(scan, channel->name,
+												key.endpoint)) <= 0 ||
 		hash_search(scan->settled, &key, HASH_FIND, NULL) != NULL)
 		return;
 	memset(&row, 0, sizeof(row));
@@ -243,6 +261,9 @@ scan_log(OwedScan *scan, int64 safe)
 			scan->commit = &commit;
 			scan->ord = DatumGetInt32(slot_getattr(row, ACCORD_EVENT_ORD,
 												   &isnull));
+			scan->priority = DatumGetInt16(slot_getattr(row,
+														ACCORD_EVENT_PRIORITY,
+														&isnull));
 			accord_routing_visit(scan->config, row, visit_target, scan);
 			visit_decision(scan, row);
 			MemoryContextSwitchTo(old);
@@ -271,7 +292,7 @@ accord_owed(PG_FUNCTION_ARGS)
 	scan.result = (ReturnSetInfo *) fcinfo->resultinfo;
 	scan.settled = create_table("accord settled", sizeof(AccordDeliveryKey),
 								sizeof(AccordDeliveryKey));
-	scan.cursors = create_table("accord cursors", sizeof(uint64),
+	scan.cursors = create_table("accord cursors", sizeof(CursorKey),
 								sizeof(CursorEntry));
 	read_positions(&scan);
 	safe = accord_log_safe_seq();

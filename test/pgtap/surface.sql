@@ -26,7 +26,8 @@ CREATE TEMPORARY VIEW function AS
 CREATE TEMPORARY TABLE expected (name text, columns text);
 INSERT INTO expected VALUES
     ('account', 'channel text not null, name text not null, base_url text, enabled boolean not null default true,
-        auth jsonb, vars jsonb not null default ''{}''::jsonb, description text'),
+        auth jsonb, max_in_flight integer, weight integer not null default 1, vars jsonb not null default
+        ''{}''::jsonb, description text'),
     ('attempt', 'recorded_at timestamptz, event_id uuid, topic text, key text, channel text, account text, attempt
         integer, outcome text, status smallint, sent text, duration_ms real, error text, response text,
         request_id text, seq bigint, ord integer'),
@@ -35,15 +36,20 @@ INSERT INTO expected VALUES
         text not null, outcome text not null, sent text, error text, response text, request_id text'),
     ('backlog', 'seq bigint, ord integer, channel text, account text, key text, state text, attempts integer,
         owed_since timestamptz, attempted_at timestamptz, due_at timestamptz, since timestamptz, error
-        text, route bigint, decided_by bigint, tx_id bigint, event_slot smallint, version integer'),
+        text, route bigint, decided_by bigint, tx_id bigint, event_slot smallint, version integer, priority smallint'),
     ('backlog_log', 'seq bigint not null, tx_id bigint not null, recorded_at timestamptz not null, owed_since
         timestamptz not null, attempted_at timestamptz, due_at timestamptz, route bigint, decided_by
         bigint, ord integer not null, version integer not null, attempts integer not null, slot smallint
-        not null, event_slot smallint not null, channel text not null, account text not null, key text,
+        not null, event_slot smallint not null, priority smallint not null, channel text not null, account text not
+        null, key text,
         state text not null, error text, request jsonb'),
     ('channel', 'name text not null, base_url text not null, enabled boolean not null default true, auth jsonb not
         null default ''{"type": "none"}''::jsonb, headers jsonb not null default ''{}''::jsonb, ordering
-        text not null default ''key''::text, max_in_flight integer not null default 16, connect_timeout
+        text not null default ''key''::text, max_in_flight integer not null default 16, account_max_in_flight
+        integer default 4, throttle_scope text not null default ''account''::text, heed_hints boolean not null default
+        true, breaker_failures integer default 10, breaker_ratio real default 0.5, breaker_minimum integer not null
+        default 20, breaker_window interval not null default ''00:01:00''::interval, breaker_cooldown interval not null
+        default ''00:00:05''::interval, breaker_cap interval not null default ''00:05:00''::interval, connect_timeout
         interval not null default ''00:00:10''::interval, timeout interval not null default
         ''00:00:30''::interval, stall_timeout interval not null default ''00:00:15''::interval, retry_base
         interval not null default ''00:00:01''::interval, retry_cap interval not null default
@@ -55,12 +61,15 @@ INSERT INTO expected VALUES
         events integer not null, slot smallint not null, actor text, application_name text, client_addr
         inet, reason text, correlation_id text'),
     ('cursor_log', 'version bigint not null, seq bigint, recorded_at timestamptz not null, ord integer, slot smallint
-        not null, channel text not null, account text not null'),
+        not null, priority smallint not null, channel text not null, account text not null'),
     ('dead_letter', 'event_id uuid, channel text, account text, topic text, key text, op text, attempts integer, error
         text, died_at timestamptz, owed_since timestamptz, payload jsonb, seq bigint, ord integer'),
-    ('event_log', 'tx_id bigint not null, ord integer not null, slot smallint not null, event_id uuid not null,
-        occurred_at timestamptz not null, recorded_at timestamptz not null, deliver_at timestamptz, topic
-        text not null, key text, op text not null, source text, account text, channels text[],
+    ('endpoint_log', 'recorded_at timestamptz not null, until timestamptz, slot smallint not null, channel text not
+        null, account text not null, state text not null, reason text'),
+    ('event_log', 'tx_id bigint not null, ord integer not null, slot smallint not null, priority smallint not null,
+        event_id uuid not null,
+        occurred_at timestamptz not null, recorded_at timestamptz not null, deliver_at timestamptz, expires_at
+        timestamptz, topic text not null, key text, op text not null, source text, account text, channels text[],
         idempotency_key text, payload jsonb, before jsonb, headers jsonb'),
     ('http_request', 'method text, path text, headers jsonb, body text'),
     ('idempotency_key', 'scope text not null, key text not null, fingerprint bytea not null, event_id uuid not null,
@@ -69,14 +78,20 @@ INSERT INTO expected VALUES
         now()'),
     ('outbox', 'event_id uuid default accord.outbox_event_id(), topic text, key text, op text default
         ''event''::text, payload jsonb, before jsonb, source text, account text, channels text[],
-        deliver_at timestamptz, idempotency_key text, headers jsonb, occurred_at timestamptz, recorded_at
+        deliver_at timestamptz, expires_at timestamptz, priority smallint default 1, idempotency_key text, headers jsonb, occurred_at timestamptz, recorded_at
         timestamptz, tx_id bigint, ord integer'),
+    ('paused', 'channel text not null, account text, reason text, actor text, since timestamptz not null default
+        now(), until timestamptz'),
+    ('rate_limit', 'id bigint not null identity, channel text not null, bucket text not null default ''''::text,
+        amount integer not null, period interval not null, burst integer, enabled boolean not null default true,
+        description text'),
     ('route', 'id bigint not null identity, channel text not null, topic text not null default ''*''::text, ops
         text[], position integer not null default 100, enabled boolean not null default true, method text
         not null default ''POST''::text, path text not null default ''''::text, headers jsonb not null
         default ''{}''::jsonb, content_type text not null default ''application/json''::text, mode text
         not null default ''state''::text, body_function text, ambiguous text not null default
-        ''hold''::text, owner text not null default CURRENT_USER, description text'),
+        ''hold''::text, coalesce text default ''{key}''::text, quiet interval, quiet_max interval, skip_unchanged
+        boolean not null default false, when_dead text not null default ''continue''::text, owner text not null default CURRENT_USER, description text'),
     ('secret', 'name text not null, value text not null, updated_at timestamptz not null default now()'),
     ('status', 'channel text, account text, state text, owed bigint, oldest_owed timestamptz, queued bigint,
         scheduled bigint, sending bigint, retrying bigint, held bigint, dead bigint, delivered_last_hour
@@ -94,14 +109,15 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT 
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
               ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status'], 'the views are views');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
-              ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log'], 'the logs are partitioned');
+              ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log'],
+              'the logs are partitioned');
 SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
               $$SELECT format('%s_%s', log, slot) FROM (VALUES ('event_log', 7), ('commit_log', 7), ('attempt_log', 7),
-                ('backlog_log', 3), ('cursor_log', 3)) AS l (log, last), generate_series(0, last) slot$$,
+                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7)) AS l (log, last), generate_series(0, last) slot$$,
               'their rings have as many slots as README says');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
               $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
-                'dispatcher_count', 'route_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
+                'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
                              || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
@@ -129,7 +145,7 @@ INSERT INTO expected_function VALUES
     ('read(after_seq bigint, max integer, OUT seq bigint, OUT committed_at timestamptz, OUT tx_id bigint, OUT ord
         integer, OUT event_id uuid, OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
         OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz, OUT deliver_at
-        timestamptz, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT actor text, OUT reason
+        timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT actor text, OUT reason
         text, OUT correlation_id text) SETOF record'),
     ('safe_seq() bigint'),
     ('owed(OUT seq bigint, OUT tx_id bigint, OUT ord integer, OUT event_slot smallint, OUT committed_at
@@ -139,6 +155,8 @@ INSERT INTO expected_function VALUES
     ('grant_writer(role regrole) void'),
     ('grant_auditor(role regrole) void'),
     ('grant_admin(role regrole) void'),
+    ('pause(channel text, account text, reason text, until timestamptz) void'),
+    ('resume(channel text, account text, reason text) boolean'),
     ('adopt() void'),
     ('launch() void'),
     ('turn_rings(force boolean) void');
@@ -178,7 +196,7 @@ SELECT is_empty($$SELECT t.typname FROM member m JOIN pg_type t ON t.oid = m.obj
                   WHERE m.classid = 'pg_type'::regclass AND t.typelem = 0 AND r.oid IS NULL
                     AND obj_description(t.oid, 'pg_type') IS NULL$$, 'every type has a comment');
 SELECT is_empty($$SELECT r.name, a.attname FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
-                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'secret') AND a.attname NOT IN
+                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'rate_limit', 'secret') AND a.attname NOT IN
                         ('id', 'name', 'description', 'updated_at') AND col_description(r.oid, a.attnum) IS NULL$$,
                 'every column that users fill in has a comment');
 
@@ -231,16 +249,17 @@ CREATE TEMPORARY VIEW writer_may (name, privilege) AS
     VALUES ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('owed', 'EXECUTE'), ('expand', 'EXECUTE'),
            ('outbox_event_id', 'EXECUTE');
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
-    SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'outbox', 'backlog',
+    SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
+                        'rate_limit', 'paused', 'outbox', 'backlog',
                         'dead_letter', 'attempt', 'timeline', 'status', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'secret.name', 'secret.updated_at']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['owed', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may
-    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'secret']) t,
+    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'secret']) t,
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
-    UNION VALUES ('route_id_seq', 'USAGE')
-    UNION SELECT unnest(ARRAY['redeliver', 'discard', 'adopt', 'launch']), 'EXECUTE';
+    UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE')
+    UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE';
 SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,
               $$VALUES ('outbox_event_id', 'EXECUTE')$$,
               'grants to others are nobody else''s');
@@ -266,7 +285,8 @@ SELECT throws_ok($$SELECT FROM accord.event_log$$, '42501', NULL, 'but not the l
 SELECT throws_ok($$SELECT accord.grant_writer('regress_accord_nobody')$$, '42501', NULL, 'and grants nothing');
 SET LOCAL ROLE regress_accord_auditor;
 SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor reads accord.' || name)
-FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'outbox', 'backlog',
+FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
+                  'rate_limit', 'paused', 'outbox', 'backlog',
                   'dead_letter', 'attempt', 'timeline', 'status', 'channel', 'account', 'route', 'identity',
                   'idempotency_key']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
@@ -307,16 +327,17 @@ SELECT is((SELECT count(DISTINCT right(event_id::text, 15)) FROM accord.event_lo
           'also without the time');
 
 CREATE TEMPORARY TABLE log (name text);
-INSERT INTO log SELECT name FROM relation WHERE name ~ '^(event|commit|attempt|backlog|cursor)_log(_[0-9])?$';
-SELECT is((SELECT count(*) FROM log), 37::bigint, 'five logs, and their slots');
+INSERT INTO log SELECT name FROM relation WHERE name ~ '^(event|commit|attempt|backlog|cursor|endpoint)_log(_[0-9])?$';
+SELECT is((SELECT count(*) FROM log), 46::bigint, 'six logs, and their slots');
 -- A row in each, as the dispatchers would write them.
 INSERT INTO accord.commit_log VALUES (0, 0, now(), 10, 1, 0);
 INSERT INTO accord.attempt_log (seq, recorded_at, ord, attempt, slot, channel, account, outcome)
     VALUES (0, now(), 1, 1, 0, 'sf', '', 'delivered');
 INSERT INTO accord.backlog_log (seq, tx_id, recorded_at, owed_since, ord, version, attempts, slot, event_slot,
-                                channel, account, state)
-    VALUES (0, 0, now(), now(), 1, 1, 1, 0, 0, 'sf', '', 'dead');
-INSERT INTO accord.cursor_log VALUES (1, 0, now(), 1, 0, 'sf', '');
+                                priority, channel, account, state)
+    VALUES (0, 0, now(), now(), 1, 1, 1, 0, 0, 1, 'sf', '', 'dead');
+INSERT INTO accord.cursor_log VALUES (1, 0, now(), 1, 0, 1, 'sf', '');
+INSERT INTO accord.endpoint_log VALUES (now(), NULL, 0, 'sf', '', 'open');
 CREATE FUNCTION pg_temp.refused(replication_role text) RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE
     l record;

@@ -18,6 +18,7 @@ my $node = new_node('main', <<'CONF');
 accord.response_excerpt = '64B'
 log_statement = none
 CONF
+every_event($node);
 my $stub = start_stub();
 my $elsewhere = start_stub();
 

@@ -13,6 +13,7 @@ my $in_flight = 4;
 
 # The autovacuum daemon has transactions of its own, which are not looked at.
 my $node = new_node('main', "autovacuum = off\n");
+every_event($node);
 my $good = start_stub();
 my $bad = start_stub();
 
@@ -136,7 +137,7 @@ $bad->reset;
 $good->reset;
 $bad->script([ { match => { path_regex => '/ann/' }, do => { gate => 'ann' } } ]);
 $bad->close_gate('ann');
-channel($node, $bad, 'hotel', max_in_flight => $in_flight, timeout => '1 h', stall_timeout => '1 h');
+channel($node, $bad, 'hotel', max_in_flight => 2 * $in_flight, account_max_in_flight => $in_flight, timeout => '1 h', stall_timeout => '1 h');
 insert_row($node, 'account', channel => 'hotel', name => $_, vars => qq({"name": "$_"})) for 'ann', 'bob';
 route($node, 'hotel', topic => 'hotel', path => '/{vars.name}/{key}');
 value("INSERT INTO accord.outbox (topic, key, account) SELECT 'hotel', 'k' || g, a
@@ -144,7 +145,7 @@ value("INSERT INTO accord.outbox (topic, key, account) SELECT 'hotel', 'k' || g,
 wait_for_rows($node, owed(q{account = 'bob'}), 0);
 is(scalar(grep { $_->{path} =~ m{^/bob/} } $bad->log), $events, 'an account that hangs does not stop another one');
 is(value(owed(q{account = 'ann'})), $events, '... while all is owed still to it');
-is($bad->counters->{in_flight}, $in_flight, '... and max_in_flight is per account');
+is($bad->counters->{in_flight}, $in_flight, '... with account_max_in_flight requests');
 $bad->open_gate('ann');
 wait_for_rows($node, owed(q{channel = 'hotel'}), 0);
 is(scalar(grep { $_->{path} =~ m{^/ann/} } $bad->log), $events, '... it gets all of it in the end');

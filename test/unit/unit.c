@@ -181,7 +181,7 @@ test_words(void)
 	static const char *const words[] = {
 		"delivered", "retry", "retry_after", "rejected", "unauthorized",
 		"unreachable", "timeout", "stalled", "cut_off", "invalid", "skipped",
-		"discarded", "lost"
+		"superseded", "expired", "discarded", "lost"
 	};
 	static const char *const sent_words[] = {"no", "unknown", "yes"};
 
@@ -193,19 +193,22 @@ test_words(void)
 
 /* ---- verdicts ---- */
 
-/* base, cap, attempts, age, command, ambiguous_retry, keyed, window */
+/* base, cap, attempts, age, command, ambiguous_retry, keyed, window,
+ * hold_dead */
 static const AccordRetryPolicy state = {1000, 600000, 20, DAY_MS,
-false, false, false, 0};
+false, false, false, 0, false};
 static const AccordRetryPolicy bare = {1000, 600000, 20, DAY_MS,
-true, false, false, 0};
+true, false, false, 0, false};
 static const AccordRetryPolicy keyed = {1000, 600000, 20, DAY_MS,
-true, false, true, 0};
+true, false, true, 0, false};
 static const AccordRetryPolicy windowed = {1000, 600000, 20, DAY_MS,
-true, false, true, 60000};
+true, false, true, 60000, false};
 static const AccordRetryPolicy windowed_state = {1000, 600000, 20, DAY_MS,
-false, false, true, 60000};
+false, false, true, 60000, false};
 static const AccordRetryPolicy daring = {1000, 600000, 20, DAY_MS,
-true, true, false, 0};
+true, true, false, 0, false};
+static const AccordRetryPolicy holding = {1000, 600000, 20, DAY_MS,
+false, false, false, 0, true};
 
 static const struct
 {
@@ -230,6 +233,11 @@ static const struct
 	{"delivered late", &bare, ACCORD_OUTCOME_DELIVERED, YES, 99, 9 * DAY_MS,
 	9 * DAY_MS, DONE},
 	{"skipped", &bare, ACCORD_OUTCOME_SKIPPED, NO, 1, 0, 0, DONE},
+	{"given up, and held", &holding, ACCORD_OUTCOME_REJECTED, YES, 1, 0, 0, HOLD},
+	{"the last attempt, and held", &holding, ACCORD_OUTCOME_RETRY, YES, 20, 0, 0, HOLD},
+	{"not given up yet", &holding, ACCORD_OUTCOME_RETRY, YES, 19, 0, 0, RETRY},
+	{"superseded", &holding, ACCORD_OUTCOME_SUPERSEDED, NO, 0, 0, 0, DONE},
+	{"expired", &bare, ACCORD_OUTCOME_EXPIRED, NO, 0, DAY_MS, 0, DONE},
 	{"discarded", &bare, ACCORD_OUTCOME_DISCARDED, UNKNOWN, 1, 0, 0, DONE},
 	{"rejected", &state, ACCORD_OUTCOME_REJECTED, YES, 1, 0, 0, DEAD},
 	{"rejected command", &bare, ACCORD_OUTCOME_REJECTED, YES, 1, 0, 0, DEAD},

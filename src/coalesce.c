@@ -1,0 +1,185 @@
+/*
+ * coalesce.c: of several unsent events of one kind only the newest is sent.
+ *
+ * Runs in dispatchers, for routes in state mode. What is of one kind says the
+ * route's coalesce template; the unsent deliveries of a kind stand in a list,
+ * oldest first, from being owed to being sent, and again while they wait for a
+ * retry. A newer one supersedes an older one that is
+ *   - unsent: waiting its turn, at a limit, in its quiet period, or for a
+ *     retry; never one in flight, whose effect is not known yet;
+ *   - of the same route, or the newer one is a delete, after which nothing
+ *     else matters; and
+ *   - not followed by a command of its key: what a command relies on has been
+ *     sent before it.
+ * A delete that supersedes an insert nobody was told of is not sent either.
+ *
+ * Invariants: the newer one takes over what the older one had to wait for, so
+ * that updates which keep coming neither hurry nor starve a delivery. What is
+ * superseded has a row that names what superseded it, committed with its
+ * batch; the newer one is in the log, so nothing is lost whatever happens.
+ *
+ * On failure only out-of-memory can raise. After a restart, what was superseded
+ * is known by its row; the quiet period begins anew with the events that are
+ * read again.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "utils/timestamp.h"
+
+#include "coalesce.h"
+#include "request.h"
+#include "settle.h"
+
+static uint64
+hash_kind(AccordConnection *connection, const char *kind)
+{
+	uint64		hash = hash_bytes_extended((const unsigned char *) kind,
+										   strlen(kind), connection->id + 1);
+
+	return hash == 0 ? 1 : hash;
+}
+
+void
+accord_coalesce_identify(AccordDelivery *delivery, const AccordRoute *route,
+						 const AccordAccount *account)
+{
+	AccordConnection *connection = delivery->endpoint->connection;
+	char	   *op = accord_request_text(delivery->event, ACCORD_EVENT_OP);
+	char	   *kind;
+
+	delivery->is_insert = accord_config_op(op) == ACCORD_OP_INSERT;
+	delivery->is_delete = accord_config_op(op) == ACCORD_OP_DELETE;
+	delivery->merge_hash = 0;
+	if (route->command || route->coalesce == NULL)
+		return;
+	kind = accord_request_expand(route->coalesce, route, account,
+								 delivery->event);
+	if (kind[0] == '\0')
+		return;					/* it has none of what it is told apart by */
+	delivery->merge_hash = hash_kind(connection, kind);
+	if (delivery->key_hash == 0)
+		delivery->key_hash = delivery->merge_hash;
+}
+
+static AccordPoint
+point_of(const AccordDelivery *delivery)
+{
+	AccordPoint point = {delivery->seq, delivery->ord};
+
+	return point;
+}
+
+/* Whether it can still be made superfluous. */
+static bool
+is_unsent(const AccordDelivery *delivery)
+{
+	return !delivery->settling &&
+		(delivery->phase == ACCORD_PHASE_READY ||
+		 delivery->phase == ACCORD_PHASE_WAITING ||
+		 delivery->phase == ACCORD_PHASE_PARKED);
+}
+
+/* Whether the newer of two of one kind makes the older one superfluous. */
+static bool
+supersedes(const AccordDelivery *newer, const AccordDelivery *older)
+{
+	if (newer->route != older->route && !newer->is_delete)
+		return false;
+	return older->lane == NULL ||
+		accord_point_compare(older->lane->barrier, point_of(older)) <= 0;
+}
+
+const char *
+accord_coalesce_reason(const AccordDelivery *newer)
+{
+	return psprintf("superseded by " INT64_FORMAT ".%d", newer->seq,
+					newer->ord);
+}
+
+/* The older one is settled; what it waited for the newer one waits for. */
+static void
+supersede(AccordDesk *desk, AccordDelivery *older, AccordDelivery *newer,
+		  TimestampTz now)
+{
+	bool		unknown = older->is_insert && older->attempts == 0;
+
+	if (older->phase == ACCORD_PHASE_PARKED &&
+		older->due_at != older->limit_at)
+		newer->not_before = Max(newer->not_before, older->due_at);
+	newer->limit_at = Max(newer->limit_at, older->limit_at);
+	newer->first_at = Min(newer->first_at, older->first_at);
+	newer->is_insert |= unknown && !newer->is_delete;
+	newer->is_undone |= unknown && newer->is_delete;
+	accord_merge_leave(desk, older);
+	accord_delivery_claim(desk, older);
+	accord_settle_without(older, ACCORD_OUTCOME_SUPERSEDED,
+						  accord_coalesce_reason(newer), now);
+}
+
+/* When its key has been still for as long as the route asks. */
+static TimestampTz
+end_of_quiet(const AccordDelivery *delivery, const AccordRoute *route)
+{
+	TimestampTz end = delivery->owed_since + route->quiet_ms * 1000;
+
+	if (route->quiet_max_ms > 0)
+		end = Min(end, delivery->first_at + route->quiet_max_ms * 1000);
+	return end;
+}
+
+bool
+accord_coalesce_owe(AccordDesk *desk, AccordDelivery *delivery,
+					const AccordRoute *route, TimestampTz now)
+{
+	AccordDelivery *older;
+
+	delivery->first_at = delivery->owed_since;
+	if (delivery->merge_hash == 0)
+		return true;
+	while (!accord_settle_full() &&
+		   (older = accord_merge_newest(desk, delivery->merge_hash)) != NULL &&
+		   is_unsent(older))
+	{
+		if (accord_point_compare(point_of(older), point_of(delivery)) > 0)
+		{
+			/* of another priority, it has overtaken this one */
+			if (!supersedes(older, delivery))
+				break;
+			accord_delivery_list(desk, delivery, now);
+			accord_settle_without(delivery, ACCORD_OUTCOME_SUPERSEDED,
+								  accord_coalesce_reason(older), now);
+			return false;
+		}
+		if (!supersedes(delivery, older))
+			break;
+		supersede(desk, older, delivery, now);
+	}
+	if (delivery->is_undone)
+	{
+		accord_delivery_list(desk, delivery, now);
+		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED,
+							  "inserted and deleted before anything was sent",
+							  now);
+		return false;
+	}
+	if (route->quiet_ms > 0)
+		delivery->not_before = Max(delivery->not_before,
+								   end_of_quiet(delivery, route));
+	accord_merge_enter(desk, delivery);
+	return true;
+}
+
+AccordDelivery *
+accord_coalesce_send(AccordDesk *desk, AccordDelivery *delivery)
+{
+	AccordDelivery *newer;
+
+	if (delivery->merge_hash == 0)
+		return NULL;
+	accord_merge_leave(desk, delivery);
+	newer = accord_merge_newer(desk, delivery);
+	if (newer == NULL || !is_unsent(newer) || !supersedes(newer, delivery))
+		return NULL;
+	return newer;
+}
