@@ -67,9 +67,21 @@ CREATE TABLE accord.route (
     quiet interval CHECK (quiet BETWEEN interval '1 ms' AND interval '31 days'),
     quiet_max interval CHECK (quiet_max BETWEEN interval '1 ms' AND interval '31 days'),
     skip_unchanged boolean NOT NULL DEFAULT false,
+    batch_size integer NOT NULL DEFAULT 1 CHECK (batch_size BETWEEN 1 AND 1000),
+    batch_bytes integer CHECK (batch_bytes >= 1),
+    batch_wait interval CHECK (batch_wait BETWEEN interval '1 ms' AND interval '1 h'),
+    batch_group text,
+    batch_function text,
+    batch_items text,
+    batch_id text NOT NULL DEFAULT '{key}',
+    batch_item_id text,
+    batch_item_status text,
+    batch_item_error text,
     when_dead text NOT NULL DEFAULT 'continue' CHECK (when_dead IN ('continue', 'hold')),
     owner text NOT NULL DEFAULT CURRENT_USER,
     description text,
+    CHECK (batch_size = 1 OR (mode = 'state' AND NOT skip_unchanged)),
+    CHECK (batch_items IS NOT NULL OR (batch_item_id IS NULL AND batch_item_status IS NULL AND batch_item_error IS NULL)),
     CHECK (quiet_max >= quiet),
     CHECK (quiet IS NOT NULL OR quiet_max IS NULL)
 );
@@ -189,6 +201,16 @@ COMMENT ON COLUMN accord.route.coalesce IS 'of a route in state mode: a template
 COMMENT ON COLUMN accord.route.quiet IS 'sent once no newer event has come for so long';
 COMMENT ON COLUMN accord.route.quiet_max IS '... but at the latest so long after the first; null: no latest time';
 COMMENT ON COLUMN accord.route.skip_unchanged IS 'whether a request is left out that is the same as the last one the channel has accepted for its key';
+COMMENT ON COLUMN accord.route.batch_size IS 'so many events, of one account and of different keys, go in one request; 1: each by itself. State mode only, without skip_unchanged';
+COMMENT ON COLUMN accord.route.batch_bytes IS '... but not more bytes of payload than this';
+COMMENT ON COLUMN accord.route.batch_wait IS 'a batch that is not full waits so long for more; null: it goes with what is ready';
+COMMENT ON COLUMN accord.route.batch_group IS 'a template: only events for which it comes to the same go together';
+COMMENT ON COLUMN accord.route.batch_function IS 'FUNCTION f(accord.event_log[]) RETURNS accord.http_request; null: the body is the JSON array of the payloads';
+COMMENT ON COLUMN accord.route.batch_items IS 'where the answer tells what became of each item: a dotted path to an array or object; null: the status is for all';
+COMMENT ON COLUMN accord.route.batch_id IS 'a template: how an item''s result names it';
+COMMENT ON COLUMN accord.route.batch_item_id IS 'path in a result to that name; null: results are in the order of the items, or an object by name';
+COMMENT ON COLUMN accord.route.batch_item_status IS 'path in a result to an HTTP status';
+COMMENT ON COLUMN accord.route.batch_item_error IS 'path in a result to an error: an item that has one is rejected';
 COMMENT ON COLUMN accord.route.when_dead IS 'of a delivery that is given up: continue (a dead letter; the key goes on) or hold (the key waits until a person decides)';
 COMMENT ON COLUMN accord.route.owner IS 'the role its body function runs as';
 COMMENT ON TABLE accord.secret IS 'values that auth names; readable by the workers alone, and not dumped';

@@ -150,6 +150,7 @@ COMMENT ON FUNCTION accord.find_endpoint(text, text) IS 'internal: raises unless
 CREATE FUNCTION accord.pause(channel text, account text DEFAULT NULL, reason text DEFAULT NULL,
                              until timestamptz DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
 BEGIN
     PERFORM accord.find_endpoint(channel, account);
     IF until <= now() THEN

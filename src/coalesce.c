@@ -41,14 +41,17 @@ hash_kind(AccordConnection *connection, const char *kind)
 }
 
 void
-accord_coalesce_identify(AccordDelivery *delivery, const AccordRoute *route,
+accord_coalesce_identify(AccordDesk *desk, AccordDelivery *delivery,
+						 const AccordRoute *route,
 						 const AccordAccount *account)
 {
 	AccordConnection *connection = delivery->endpoint->connection;
 	char	   *op = accord_request_text(delivery->event, ACCORD_EVENT_OP);
 	char	   *kind;
 
-	delivery->is_insert = accord_config_op(op) == ACCORD_OP_INSERT;
+	/* an earlier dispatcher may have sent what was there when we started */
+	delivery->is_insert = accord_config_op(op) == ACCORD_OP_INSERT &&
+		delivery->seq > desk->started_seq;
 	delivery->is_delete = accord_config_op(op) == ACCORD_OP_DELETE;
 	delivery->merge_hash = 0;
 	if (route->command || route->coalesce == NULL)
@@ -77,7 +80,8 @@ is_unsent(const AccordDelivery *delivery)
 	return !delivery->settling &&
 		(delivery->phase == ACCORD_PHASE_READY ||
 		 delivery->phase == ACCORD_PHASE_WAITING ||
-		 delivery->phase == ACCORD_PHASE_PARKED);
+		 delivery->phase == ACCORD_PHASE_PARKED ||
+		 (delivery->batch != NULL && !delivery->sent));
 }
 
 /* Whether the newer of two of one kind makes the older one superfluous. */
@@ -109,8 +113,9 @@ supersede(AccordDesk *desk, AccordDelivery *older, AccordDelivery *newer,
 		newer->not_before = Max(newer->not_before, older->due_at);
 	newer->limit_at = Max(newer->limit_at, older->limit_at);
 	newer->first_at = Min(newer->first_at, older->first_at);
-	newer->is_insert |= unknown && !newer->is_delete;
-	newer->is_undone |= unknown && newer->is_delete;
+	/* the oldest decides: what an insert follows, the channel may have */
+	newer->is_insert = unknown && !newer->is_delete;
+	newer->is_undone = unknown && newer->is_delete;
 	accord_merge_leave(desk, older);
 	accord_delivery_claim(desk, older);
 	accord_settle_without(older, ACCORD_OUTCOME_SUPERSEDED,

@@ -12,7 +12,8 @@
  * What a delivery of a state route is coalesced by; 0: it is not. Its lane
  * follows from it where the event has no key or the channel no order.
  */
-extern void accord_coalesce_identify(AccordDelivery *delivery,
+extern void accord_coalesce_identify(AccordDesk *desk,
+									 AccordDelivery *delivery,
 									 const AccordRoute *route,
 									 const AccordAccount *account);
 

@@ -379,10 +379,9 @@ load_ops(int row)
 	return ops;
 }
 
-Oid
-accord_config_body_function(const char *name)
+static Oid
+find_function(const char *name, Oid argument)
 {
-	Oid			argument = get_rel_type_id(accord_db_relid("event_log"));
 	List	   *names = accord_qualified_name_list(name);
 	Oid			function = LookupFuncName(names, 1, &argument, true);
 
@@ -393,6 +392,18 @@ accord_config_body_function(const char *name)
 		 get_rel_type_id(accord_db_relid("http_request"))))
 		return InvalidOid;
 	return function;
+}
+
+Oid
+accord_config_body_function(const char *name)
+{
+	return find_function(name, get_rel_type_id(accord_db_relid("event_log")));
+}
+
+Oid
+accord_config_batch_function(const char *name)
+{
+	return find_function(name, get_array_type(get_rel_type_id(accord_db_relid("event_log"))));
 }
 
 bool
@@ -409,6 +420,24 @@ accord_config_may_run(Oid function, Oid role)
 	owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
 	ReleaseSysCache(tuple);
 	return superuser_arg(owner);
+}
+
+static void
+load_batch(AccordRoute *route, int row)
+{
+	route->batch_size = column_int(row, "batch_size");
+	route->batch_bytes = column_int(row, "batch_bytes");
+	route->batch_wait_ms = column_ms(row, "batch_wait");
+	route->batch_group = column_text(row, "batch_group");
+	route->batch_items = column_text(row, "batch_items");
+	route->batch_id = column_text(row, "batch_id");
+	route->batch_item_id = column_text(row, "batch_item_id");
+	route->batch_item_status = column_text(row, "batch_item_status");
+	route->batch_item_error = column_text(row, "batch_item_error");
+	route->batch_function = column_text(row, "batch_function");
+	if (route->batch_function != NULL)
+		route->batch_function_oid =
+			accord_config_batch_function(route->batch_function);
 }
 
 static void
@@ -446,6 +475,7 @@ load_routes(AccordConfig *config)
 		route->quiet_ms = column_ms(i, "quiet");
 		route->quiet_max_ms = column_ms(i, "quiet_max");
 		route->skip_unchanged = column_bool(i, "skip_unchanged");
+		load_batch(route, i);
 		route->body_function = column_text(i, "body_function");
 		route->owner = get_role_oid(column_text(i, "owner"), true);
 		if (route->body_function != NULL)

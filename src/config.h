@@ -109,6 +109,17 @@ typedef struct AccordRoute
 	int64		quiet_ms;		/* 0: sent at once */
 	int64		quiet_max_ms;	/* 0: no latest time */
 	bool		skip_unchanged;
+	int			batch_size;		/* 1: each event by itself */
+	int			batch_bytes;	/* of payloads; 0: no limit */
+	int64		batch_wait_ms;	/* 0: goes with what is ready */
+	char	   *batch_group;	/* template; NULL: all of an account */
+	char	   *batch_function;	/* schema-qualified and quoted, or NULL */
+	Oid			batch_function_oid;
+	char	   *batch_items;	/* path of the items' results, or NULL */
+	char	   *batch_id;		/* template: how results name an item */
+	char	   *batch_item_id;	/* path in a result; NULL: they are in order */
+	char	   *batch_item_status;	/* path in a result, or NULL */
+	char	   *batch_item_error;	/* path in a result, or NULL */
 	char	   *body_function;	/* schema-qualified and quoted, or NULL */
 	Oid			body_function_oid;
 	Oid			owner;			/* InvalidOid: the role is gone */
@@ -201,6 +212,9 @@ extern const AccordAuthKind *accord_config_auth_kind(const char *word);
 
 /* The body function of that name: InvalidOid when there is none fit for it. */
 extern Oid	accord_config_body_function(const char *name);
+
+/* The same for a batch: its argument is an array of events. */
+extern Oid	accord_config_batch_function(const char *name);
 
 /*
  * Whether a body function may run as that role. Not one of a mere user's as a

@@ -540,6 +540,7 @@ check_owner(RowCheck *check)
 	{
 		/* what another role's function may do is not theirs to change */
 		if (check->old == NULL || column_changed(check, "body_function") ||
+			column_changed(check, "batch_function") ||
 			column_changed(check, "owner"))
 			set_column(check, "owner", CStringGetTextDatum(user));
 		return GetUserId();
@@ -555,23 +556,24 @@ check_owner(RowCheck *check)
 	return role;
 }
 
-/* Stores a body function's name qualified, so that it always means the same. */
+/* Stores a function's name qualified, so that it always means the same. */
 static void
-check_body_function(RowCheck *check, Oid owner)
+check_function(RowCheck *check, const char *column, bool batch, Oid owner)
 {
-	char	   *name = get_text(check, "body_function");
+	char	   *name = get_text(check, column);
 	Oid			function;
 
 	if (name == NULL)
 		return;
-	function = accord_config_body_function(name);
+	function = batch ? accord_config_batch_function(name) :
+		accord_config_body_function(name);
 	if (!OidIsValid(function))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("body_function \"%s\" of accord.route does not exist "
-						"with the right signature", name),
-				 errhint("It must be FUNCTION %s(accord.event_log) RETURNS "
-						 "accord.http_request.", name)));
+				 errmsg("%s \"%s\" of accord.route does not exist with the "
+						"right signature", column, name),
+				 errhint("It must be FUNCTION %s(accord.event_log%s) RETURNS "
+						 "accord.http_request.", name, batch ? "[]" : "")));
 	if (OidIsValid(owner) && !accord_function_executable(function, owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -580,14 +582,41 @@ check_body_function(RowCheck *check, Oid owner)
 	if (OidIsValid(owner) && !accord_config_may_run(function, owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("body_function %s would run as superuser \"%s\", but "
-						"its owner is none", name,
+				 errmsg("%s %s would run as superuser \"%s\", but its owner is "
+						"none", column, name,
 						GetUserNameFromId(owner, false)),
 				 errhint("Give the application's role as the route's owner, "
 						 "or make the function a superuser's.")));
 	name = quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
 									  get_func_name(function));
-	set_column(check, "body_function", CStringGetTextDatum(name));
+	set_column(check, column, CStringGetTextDatum(name));
+}
+
+/* What only a route that makes batches can have. */
+static void
+check_batch(RowCheck *check)
+{
+	char	   *group = get_text(check, "batch_group");
+	bool		isnull;
+	int			size = DatumGetInt32(get_column(check, check->row,
+												"batch_size", &isnull));
+
+	if (group != NULL)
+		check_template(check->table, "batch_group", group);
+	check_template(check->table, "batch_id", get_text(check, "batch_id"));
+	if (size > 1 && get_text(check, "body_function") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a route of accord.route with batch_size %d cannot have "
+						"a body_function", size),
+				 errhint("Give a batch_function: it takes all the events of a "
+						 "batch.")));
+	if (size == 1 && get_text(check, "batch_function") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a route of accord.route with batch_size 1 cannot have "
+						"a batch_function"),
+				 errhint("Give a body_function, or a larger batch_size.")));
 }
 
 /* What only a route in state mode, and one that coalesces, can have. */
@@ -646,7 +675,11 @@ check_route(RowCheck *check)
 	/* whoever disables a route need not be allowed to run its function */
 	if (check->old == NULL || column_changed(check, "body_function") ||
 		column_changed(check, "owner"))
-		check_body_function(check, owner);
+		check_function(check, "body_function", false, owner);
+	if (check->old == NULL || column_changed(check, "batch_function") ||
+		column_changed(check, "owner"))
+		check_function(check, "batch_function", true, owner);
+	check_batch(check);
 }
 
 static void

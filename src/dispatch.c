@@ -41,6 +41,7 @@
 
 #include "accord.h"
 #include "assign.h"
+#include "batch.h"
 #include "coalesce.h"
 #include "compat.h"
 #include "db.h"
@@ -59,6 +60,7 @@
 #include "shmem.h"
 
 #define ADMIT_AT_ONCE 256		/* deliveries made ready for sending together */
+#define ADMIT_ROUNDS 8			/* ... so often before the network's turn */
 #define READ_EVERY 1000			/* microseconds between looks at the log */
 #define HOUSEKEEPING_EVERY 60000	/* ms */
 
@@ -195,6 +197,39 @@ is_settled_before(AccordDelivery *delivery, TimestampTz now,
 	return !may_be_repeated(delivery, now);
 }
 
+/*
+ * Whether a TAKEN delivery is to be sent: it has an event, a route and leave.
+ * If not, it is concluded why.
+ */
+static bool
+find_route(AccordDelivery *delivery, AccordChannel **channel,
+		   AccordAccount **account, AccordRoute **route, TimestampTz now)
+{
+	if (delivery->event == NULL)
+	{
+		accord_settle_without(delivery, ACCORD_OUTCOME_INVALID,
+							  "the event is no longer in the log", now);
+		return false;
+	}
+	if (delivery->discard ||
+		!accord_assign_route(delivery, channel, account, route))
+	{
+		accord_settle_without(delivery, ACCORD_OUTCOME_DISCARDED,
+							  delivery->discard ? NULL :
+							  "its channel, account or route was removed",
+							  now);
+		return false;
+	}
+	delivery->route = (*route)->id;
+	delivery->command = (*route)->command;
+	delivery->ambiguous_retry = (*route)->ambiguous_retry;
+	delivery->hold_dead = (*route)->hold_dead;
+	/* what was recovered, or scheduled, has no kind yet */
+	if (delivery->merge_hash == 0 && delivery->version > 0)
+		accord_coalesce_identify(desk, delivery, *route, *account);
+	return true;
+}
+
 /* Sends one delivery, or concludes why it cannot be sent. */
 static void
 send_delivery(AccordDelivery *delivery, TimestampTz now)
@@ -210,28 +245,13 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 	MemoryContext context;
 	MemoryContext old;
 
-	if (delivery->event == NULL)
+	if (!find_route(delivery, &channel, &account, &route, now))
+		return;
+	if (route->batch_size > 1 && !route->command)
 	{
-		accord_settle_without(delivery, ACCORD_OUTCOME_INVALID,
-							  "the event is no longer in the log", now);
+		accord_batch_join(desk, delivery, route, account, now);
 		return;
 	}
-	if (delivery->discard ||
-		!accord_assign_route(delivery, &channel, &account, &route))
-	{
-		accord_settle_without(delivery, ACCORD_OUTCOME_DISCARDED,
-							  delivery->discard ? NULL :
-							  "its channel, account or route was removed",
-							  now);
-		return;
-	}
-	delivery->route = route->id;
-	delivery->command = route->command;
-	delivery->ambiguous_retry = route->ambiguous_retry;
-	delivery->hold_dead = route->hold_dead;
-	/* what was recovered, or scheduled, has no kind yet */
-	if (delivery->merge_hash == 0 && delivery->version > 0)
-		accord_coalesce_identify(delivery, route, account);
 	if (is_settled_before(delivery, now, &outcome, &error))
 	{
 		accord_settle_without(delivery, outcome, error, now);
@@ -287,6 +307,135 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 		submit(delivery, request, now);
 	}
 	MemoryContextDelete(context);
+}
+
+/* Concludes about members that are not to be sent; how many are. */
+static int
+sift_batch(AccordBatch *batch, AccordChannel **channel,
+		   AccordAccount **account, AccordRoute **route, TimestampTz now)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &batch->members)
+	{
+		AccordDelivery *delivery = dlist_container(AccordDelivery, batch_node,
+												   iter.cur);
+		AccordOutcome outcome;
+		const char *error;
+
+		if (delivery->event == NULL || delivery->discard ||
+			!accord_assign_route(delivery, channel, account, route))
+		{
+			accord_batch_remove(delivery);
+			(void) find_route(delivery, channel, account, route, now);
+		}
+		else if (is_settled_before(delivery, now, &outcome, &error))
+		{
+			accord_batch_remove(delivery);
+			accord_settle_without(delivery, outcome, error, now);
+		}
+	}
+	return batch->n;
+}
+
+/* The batch leaves: its first member counts as the request. */
+static void
+submit_batch(AccordBatch *batch, AccordRequest *request, TimestampTz now)
+{
+	AccordDelivery *first = dlist_head_element(AccordDelivery, batch_node,
+											   &batch->members);
+	const char *error = NULL;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &batch->members)
+	{
+		AccordDelivery *delivery = dlist_container(AccordDelivery, batch_node,
+												   iter.cur);
+
+		accord_fingerprint_forget(delivery);
+		delivery->limit_at = 0;
+		delivery->attempts++;
+		delivery->started_at = now;
+		if (delivery->attempted_at == 0)
+			delivery->attempted_at = now;
+		delivery->sent = true;
+		delivery->rider = delivery != first;
+	}
+	if (!accord_http_submit(&request->http, first, &error))
+		accord_batch_fail(desk, batch,
+						  accord_http_check_request(&request->http) == NULL,
+						  error, now);
+}
+
+/* Sends a batch, or concludes why it cannot be sent. In a transaction. */
+static void
+send_batch(AccordBatch *batch, TimestampTz now)
+{
+	AccordDelivery *first;
+	AccordChannel *channel;
+	AccordAccount *account;
+	AccordRoute *route;
+	AccordRequest request;
+	const AccordEvent **events;
+	TimestampTz ready;
+	dlist_iter	iter;
+	int			n = 0;
+
+	if (sift_batch(batch, &channel, &account, &route, now) == 0)
+	{
+		accord_batch_free(batch);
+		return;
+	}
+	first = dlist_head_element(AccordDelivery, batch_node, &batch->members);
+	if (!accord_assign_route(first, &channel, &account, &route))
+		elog(ERROR, "a batch has lost its route");
+	ready = accord_flow_event_ready(first, route, account, now);
+	if (ready != ACCORD_LIMIT_NOW)
+	{
+		first->limit_at = ready;
+		accord_batch_defer(desk, batch, ready);
+		return;
+	}
+	events = palloc(batch->n * sizeof(AccordEvent *));
+	dlist_foreach(iter, &batch->members)
+		events[n++] = dlist_container(AccordDelivery, batch_node,
+									  iter.cur)->event;
+	accord_request_make_batch(&request, route, account, events, n);
+	if (request.error == NULL && !request.skip)
+		accord_request_equip(&request, channel, account, false);
+	if (request.error != NULL)
+		accord_batch_fail(desk, batch, request.transient, request.error, now);
+	else if (request.skip)
+		accord_batch_skip(batch, now);
+	else
+	{
+		accord_delivery_count(desk, first);
+		accord_flow_take(first, now);
+		accord_flow_take_event(now);
+		submit_batch(batch, &request, now);
+	}
+}
+
+/* Sends the batches that are full, or whose time has come. */
+static void
+send_batches(TimestampTz now)
+{
+	bool		transaction = false;
+	AccordBatch *batch;
+
+	while (accord_http_in_flight() < accord_http_capacity() &&
+		   !accord_settle_full() &&
+		   (batch = accord_batch_next(desk, now)) != NULL)
+	{
+		if (!transaction)
+			accord_db_begin();
+		transaction = true;
+		MemoryContextSwitchTo(turn_context);
+		send_batch(batch, now);
+	}
+	if (transaction)
+		accord_db_commit();
+	MemoryContextSwitchTo(turn_context);
 }
 
 /*
@@ -356,7 +505,10 @@ needs_transaction(AccordDelivery **deliveries, int n)
 	return false;
 }
 
-/* Sends what is ready. True: more is, and there is room for it. */
+/*
+ * Sends what is ready. True: more is, and there is room for it; as there is
+ * when what was taken joined batches.
+ */
 static bool
 admit(TimestampTz now)
 {
@@ -385,7 +537,25 @@ admit(TimestampTz now)
 		accord_db_commit();
 		MemoryContextSwitchTo(turn_context);
 	}
-	return n == ADMIT_AT_ONCE && n < room && held == n;
+	return n > 0 && n < room && held == n && !accord_settle_full() &&
+		accord_desk_turn(desk) != NULL;
+}
+
+/* The answer to a batch is each member's. */
+static void
+land_batch(AccordDelivery *first, const AccordHttpResponse *response,
+		   TimestampTz now)
+{
+	AccordChannel *channel;
+	AccordAccount *account;
+	AccordRoute *route;
+
+	/* a batch may be as large as what settles together */
+	if (accord_settle_pending())
+		settle(now);
+	if (!accord_assign_route(first, &channel, &account, &route))
+		route = NULL;
+	accord_batch_respond(desk, first->batch, route, account, response, now);
 }
 
 /* Takes in what the network has answered. */
@@ -400,7 +570,10 @@ land(TimestampTz now)
 		AccordDelivery *delivery = response->owner;
 
 		delivery->sent = false;
-		accord_settle_response(delivery, response, now);
+		if (delivery->batch != NULL)
+			land_batch(delivery, response, now);
+		else
+			accord_settle_response(delivery, response, now);
 		if (accord_settle_full())
 			settle(now);
 	}
@@ -452,6 +625,7 @@ due_timeout(TimestampTz now)
 	long		timeout = time_until(delivery ? delivery->due_at : 0, now);
 
 	timeout = earlier(timeout, time_until(accord_desk_wake(desk, now), now));
+	timeout = earlier(timeout, time_until(accord_batch_due(desk), now));
 	return earlier(timeout, time_until(desk->resume_at, now));
 }
 
@@ -575,6 +749,7 @@ turn(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	bool		more;
+	bool		admitting = false;
 	bool		idle;
 	long		timeout;
 
@@ -588,7 +763,10 @@ turn(void)
 	more = take_in(now);
 	accord_assign_resume(desk, now);
 	accord_desk_wake(desk, now);
-	more |= admit(now);
+	for (int i = 0; i < ADMIT_ROUNDS && (admitting = admit(now)); i++)
+		;
+	more |= admitting;
+	send_batches(now);
 	idle = accord_http_in_flight() == 0 && !more;
 	if (accord_settle_timeout(now, idle) == 0)
 	{

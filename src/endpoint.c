@@ -101,6 +101,18 @@ create_table(MemoryContext context, const char *name, Size key, Size entry,
 	return hash_create(name, 256, &ctl, HASH_ELEM | HASH_CONTEXT | flags);
 }
 
+static int
+compare_batches(const pairingheap_node *a, const pairingheap_node *b,
+				void *arg)
+{
+	const AccordBatch *x =
+	pairingheap_const_container(AccordBatch, due_node, a);
+	const AccordBatch *y =
+	pairingheap_const_container(AccordBatch, due_node, b);
+
+	return (y->due_at > x->due_at) - (y->due_at < x->due_at);
+}
+
 AccordDesk *
 accord_desk_create(int number, int count)
 {
@@ -130,6 +142,12 @@ accord_desk_create(int number, int count)
 	dlist_init(&desk->ready);
 	desk->due = pairingheap_allocate(compare_due, NULL);
 	desk->alarms = pairingheap_allocate(compare_alarms, NULL);
+	desk->batches = create_table(context, "pg_accord batches",
+								 sizeof(AccordBatchKey),
+								 sizeof(AccordBatchKey) +
+								 sizeof(AccordBatch *), HASH_BLOBS);
+	desk->forming = pairingheap_allocate(compare_batches, NULL);
+	dlist_init(&desk->batches_due);
 	MemoryContextSwitchTo(old);
 	return desk;
 }
@@ -893,6 +911,12 @@ accord_delivery_claim(AccordDesk *desk, AccordDelivery *delivery)
 	/* a lane that another holds may be gone when this one is settled */
 	if (delivery->lane != NULL && delivery->lane->holder != delivery)
 		delivery->lane = NULL;
+	if (delivery->batch != NULL)
+	{
+		dlist_delete(&delivery->batch_node);
+		delivery->batch->n--;
+		delivery->batch = NULL;
+	}
 	take(desk, delivery);
 	if (delivery->owed)
 	{
@@ -994,6 +1018,15 @@ accord_delivery_put_back(AccordDesk *desk, AccordDelivery *delivery)
 }
 
 void
+accord_delivery_again(AccordDesk *desk, AccordDelivery *delivery)
+{
+	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->counted);
+	delivery->phase = ACCORD_PHASE_NEW;
+	accord_delivery_queue(desk, delivery);
+	accord_merge_enter(desk, delivery);
+}
+
+void
 accord_delivery_defer(AccordDesk *desk, AccordDelivery *delivery,
 					  TimestampTz until)
 {
@@ -1003,6 +1036,21 @@ accord_delivery_defer(AccordDesk *desk, AccordDelivery *delivery,
 	delivery->phase = ACCORD_PHASE_PARKED;
 	pairingheap_add(desk->due, &delivery->due_node);
 	accord_connection_rotate(desk, delivery->endpoint->connection);
+}
+
+void
+accord_delivery_uncount(AccordDesk *desk, AccordDelivery *delivery)
+{
+	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->settling);
+	untake(delivery);
+	accord_connection_rotate(desk, delivery->endpoint->connection);
+}
+
+void
+accord_delivery_count(AccordDesk *desk, AccordDelivery *delivery)
+{
+	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->counted);
+	take(desk, delivery);
 }
 
 static void
@@ -1045,7 +1093,8 @@ accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,
 
 	Assert(delivery->phase == ACCORD_PHASE_TAKEN);
 	Assert(!delivery->answered);
-	untake(delivery);
+	if (delivery->counted)
+		untake(delivery);
 	if (answered)
 	{
 		delivery->answered = true;

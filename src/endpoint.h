@@ -51,6 +51,9 @@ typedef struct AccordDelivery
 	dlist_node	owed_node;		/* in endpoint->owed, while owed */
 	dlist_node	queue_node;		/* in endpoint->ready or lane->waiting */
 	dlist_node	merge_node;		/* in its merge's list, while "merging" */
+	struct AccordBatch *batch;	/* TAKEN: goes with others, or may; NULL: by
+								 * itself */
+	dlist_node	batch_node;		/* in batch->members */
 	pairingheap_node due_node;	/* in the due heap, while PARKED */
 	int64		seq;
 	int64		tx_id;
@@ -71,6 +74,8 @@ typedef struct AccordDelivery
 	int			ord;
 	int			attempts;
 	int			version;		/* of its backlog row; 0: none */
+	int			batch_max;		/* goes with fewer than this, as more were
+								 * refused; 0: with as many as may be */
 	int16		slot;
 	uint8		phase;			/* AccordPhase */
 	uint8		state;			/* AccordState of its backlog row */
@@ -88,6 +93,8 @@ typedef struct AccordDelivery
 								 * one nobody was told of */
 	bool		is_delete;
 	bool		is_undone;		/* a delete of what nobody was told of */
+	bool		rider;			/* of a batch, but not the one that counts as
+								 * its request */
 	bool		counted;		/* in its gates' in_flight */
 	bool		ticketed;		/* tokens of its limits were taken for it */
 	bool		probe;			/* of its connection's breaker */
@@ -110,6 +117,29 @@ typedef struct AccordMerge
 	uint64		hash;			/* hash key */
 	dlist_head	unsent;
 } AccordMerge;
+
+/* Deliveries that go in one request; the first counts as the request. */
+typedef struct AccordBatchKey
+{
+	uint64		connection;		/* its id */
+	int64		route;
+	uint64		group;			/* hash of what batch_group came to */
+	int64		max;			/* members' batch_max */
+} AccordBatchKey;
+
+typedef struct AccordBatch
+{
+	AccordBatchKey key;
+	struct AccordConnection *connection;
+	dlist_head	members;
+	int			n;
+	Size		bytes;
+	bool		forming;		/* takes more */
+	bool		waiting;		/* in desk->forming, until due_at */
+	TimestampTz due_at;
+	pairingheap_node due_node;	/* in desk->forming, while waiting */
+	dlist_node	full_node;		/* in desk->batches_due, while not */
+} AccordBatch;
 
 /* Requests at a time: of a channel, and of each connection to it. */
 typedef struct AccordGate
@@ -224,6 +254,9 @@ typedef struct AccordDesk
 	HTAB	   *lanes;
 	HTAB	   *merges;
 	HTAB	   *exceptions;		/* deliveries with a backlog row */
+	HTAB	   *batches;		/* those forming, by their key */
+	pairingheap *forming;		/* ... by due_at */
+	dlist_head	batches_due;	/* to be sent, as soon as it may be */
 	dlist_head	active;			/* endpoints that owe, lag or have a cursor */
 	dlist_head	ready;			/* hubs with something to send */
 	pairingheap *due;			/* PARKED deliveries by due_at */
@@ -235,6 +268,7 @@ typedef struct AccordDesk
 								 * without a cursor, or with one too many */
 	TimestampTz resume_at;		/* a pause ends by itself; 0: none does */
 	AccordPoint read;			/* the log has been routed up to here */
+	int64		started_seq;	/* the log ended here when we started */
 } AccordDesk;
 
 /* At most so many deliveries of an endpoint are owed by memory alone, */
@@ -371,6 +405,9 @@ extern AccordDelivery *accord_merge_newer(AccordDesk *desk,
 extern void accord_delivery_put_back(AccordDesk *desk,
 									 AccordDelivery *delivery);
 
+/* TAKEN, and not in flight any more: READY again, the last. */
+extern void accord_delivery_again(AccordDesk *desk, AccordDelivery *delivery);
+
 /*
  * TAKEN, but its turn has not come: PARKED until then. It keeps its lane, and
  * the position waits for it.
@@ -380,6 +417,11 @@ extern void accord_delivery_defer(AccordDesk *desk, AccordDelivery *delivery,
 
 /* Limits have changed: whoever waits at one asks again. */
 extern void accord_desk_release(AccordDesk *desk);
+
+/* TAKEN, and to wait for others to go with: its request slot is free. */
+extern void accord_delivery_uncount(AccordDesk *desk,
+									AccordDelivery *delivery);
+extern void accord_delivery_count(AccordDesk *desk, AccordDelivery *delivery);
 
 /* A TAKEN delivery's request slot is free again; answered: by its channel. */
 extern void accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,

@@ -87,7 +87,7 @@ create_delivery(Routing *routing, AccordEndpoint *endpoint,
 	delivery->ambiguous_retry = route != NULL && route->ambiguous_retry;
 	delivery->hold_dead = route != NULL && route->hold_dead;
 	if (route != NULL && routing->deliver_at <= routing->now)
-		accord_coalesce_identify(delivery, route,
+		accord_coalesce_identify(routing->desk, delivery, route,
 								 accord_assign_account(delivery));
 	return delivery;
 }

@@ -57,12 +57,15 @@ full_at(const AccordRate *rate, const AccordBucket *bucket, int64 now_ns)
 }
 
 TimestampTz
-accord_limit_ready(const AccordRate *rate, const AccordBucket *bucket,
+accord_limit_ready(const AccordRate *rate, AccordBucket *bucket,
 				   TimestampTz now)
 {
 	int64		now_ns = now * NS_PER_US;
-	int64		ready = full_at(rate, bucket, now_ns) - rate->tolerance_ns;
+	int64		ready;
 
+	/* kept, or it would move on with the time */
+	bucket->full_at_ns = full_at(rate, bucket, now_ns);
+	ready = bucket->full_at_ns - rate->tolerance_ns;
 	return ready <= now_ns ? ACCORD_LIMIT_NOW :
 		(ready + NS_PER_US - 1) / NS_PER_US;
 }

@@ -38,12 +38,11 @@ extern AccordRate accord_limit_rate(int64 amount, int64 period_us, int64 burst);
 /*
  * The time from which a token can be taken: ACCORD_LIMIT_NOW when that is now.
  * A bucket that is further in debt than this rate allows (the limit was
- * changed, or the clock went back) owes no more than one that was just
- * emptied.
+ * changed, or the clock went back) owes from now on no more than one that was
+ * just emptied.
  */
 extern TimestampTz accord_limit_ready(const AccordRate *rate,
-									  const AccordBucket *bucket,
-									  TimestampTz now);
+									  AccordBucket *bucket, TimestampTz now);
 
 /* Takes one; to be called when it is ready. */
 extern void accord_limit_take(const AccordRate *rate, AccordBucket *bucket,

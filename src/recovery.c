@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "assign.h"
+#include "db.h"
 #include "flow.h"
 #include "recovery.h"
 #include "request.h"
@@ -236,6 +237,8 @@ accord_recovery_start(AccordDesk *desk)
 	accord_assign_refresh(desk);
 	desk->read.seq = accord_backlog_position(desk->number);
 	desk->read.ord = ACCORD_ORD_ALL;
+	desk->started_seq =
+		accord_db_sequence_last(accord_db_relid("commit_seq"));
 	accord_backlog_cursors(load_cursor, desk);
 	lowest = desk->read.seq;
 	dlist_foreach(iter, &desk->active)

@@ -19,12 +19,14 @@
 #include "access/xact.h"
 #include "catalog/objectaddress.h"
 #include "catalog/pg_proc.h"
+#include "common/hashfn.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
@@ -50,6 +52,8 @@ typedef struct Variables
 	const AccordRoute *route;
 	const AccordAccount *account;
 	const AccordEvent *event;
+	const AccordEvent *const *batch;	/* all its events, or NULL */
+	int			n_batch;
 } Variables;
 
 volatile	sig_atomic_t accord_request_in_function = false;
@@ -213,7 +217,7 @@ char	   *
 accord_request_expand(const char *template, const AccordRoute *route,
 					  const AccordAccount *account, const AccordEvent *event)
 {
-	Variables	variables = {route, account, event};
+	Variables	variables = {route, account, event, NULL, 0};
 
 	return accord_template_expand(template, true, find_variable, &variables,
 								  NULL);
@@ -338,6 +342,39 @@ method_has_body(const char *method)
 		strcmp(method, "DELETE") != 0;
 }
 
+/* The payload as JSON; NULL when null. */
+static char *
+payload_text(const AccordEvent *event)
+{
+	bool		isnull;
+	Datum		payload = accord_request_column(event, ACCORD_EVENT_PAYLOAD,
+												&isnull);
+	Jsonb	   *json;
+
+	if (isnull)
+		return NULL;
+	json = DatumGetJsonbP(payload);
+	return JsonbToCString(NULL, &json->root, VARSIZE(json));
+}
+
+/* The payloads of a batch as a JSON array. */
+static char *
+batch_text(const Variables *variables)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	for (int i = 0; i < variables->n_batch; i++)
+	{
+		char	   *payload = payload_text(variables->batch[i]);
+
+		appendStringInfoChar(&text, i == 0 ? '[' : ',');
+		appendStringInfoString(&text, payload ? payload : "null");
+	}
+	appendStringInfoChar(&text, ']');
+	return text.data;
+}
+
 /* The parts that every request has, by the route's templates. */
 static void
 make_plain(AccordRequest *request, Variables *variables, int64 seq)
@@ -345,7 +382,6 @@ make_plain(AccordRequest *request, Variables *variables, int64 seq)
 	const AccordRoute *route = variables->route;
 	const AccordEvent *event = variables->event;
 	bool		isnull;
-	Datum		payload;
 	Datum		headers;
 	Datum		ord;
 	char	   *missing;
@@ -362,18 +398,18 @@ make_plain(AccordRequest *request, Variables *variables, int64 seq)
 	if (request->error != NULL)
 		return;
 
-	payload = accord_request_column(event, ACCORD_EVENT_PAYLOAD, &isnull);
-	if (!isnull && method_has_body(route->method))
-	{
-		Jsonb	   *json = DatumGetJsonbP(payload);
-
-		set_body(request, JsonbToCString(NULL, &json->root, VARSIZE(json)));
-	}
+	if (method_has_body(route->method))
+		set_body(request, variables->batch ? batch_text(variables) :
+				 payload_text(event));
 	ord = accord_request_column(event, ACCORD_EVENT_ORD, &isnull);
 	add_header(request, "Accord-Topic",
 			   accord_request_text(event, ACCORD_EVENT_TOPIC));
-	add_header(request, "Accord-Sequence",
-			   psprintf(INT64_FORMAT ".%d", seq, DatumGetInt32(ord)));
+	if (variables->batch != NULL)
+		add_header(request, "Accord-Batch",
+				   psprintf("%d", variables->n_batch));
+	else
+		add_header(request, "Accord-Sequence",
+				   psprintf(INT64_FORMAT ".%d", seq, DatumGetInt32(ord)));
 	add_headers(request, route->channel->headers, variables);
 	if (request->error == NULL)
 		add_headers(request, route->headers, variables);
@@ -426,7 +462,39 @@ apply_result(AccordRequest *request, Variables *variables,
 		set_body(request, body);
 }
 
-/* Calls the route's body function with the event; NULL: nothing to send. */
+/* The function that makes the body; NULL: none does. */
+static const char *
+function_name(const Variables *variables)
+{
+	return variables->batch ? variables->route->batch_function :
+		variables->route->body_function;
+}
+
+static Oid
+function_oid(const Variables *variables)
+{
+	return variables->batch ? variables->route->batch_function_oid :
+		variables->route->body_function_oid;
+}
+
+/* The event, or the array of a batch's. */
+static Datum
+function_argument(const Variables *variables)
+{
+	Datum	   *rows;
+
+	if (variables->batch == NULL)
+		return heap_copy_tuple_as_datum(variables->event->tuple, event_desc);
+	rows = palloc(variables->n_batch * sizeof(Datum));
+	for (int i = 0; i < variables->n_batch; i++)
+		rows[i] = heap_copy_tuple_as_datum(variables->batch[i]->tuple,
+										   event_desc);
+	return PointerGetDatum(construct_array(rows, variables->n_batch,
+										   event_desc->tdtypeid, -1, false,
+										   TYPALIGN_DOUBLE));
+}
+
+/* Calls the function with its argument; NULL: nothing to send. */
 static HeapTupleHeader
 call_function(Variables *variables)
 {
@@ -434,10 +502,9 @@ call_function(Variables *variables)
 	FmgrInfo	flinfo;
 	Datum		result;
 
-	fmgr_info(variables->route->body_function_oid, &flinfo);
+	fmgr_info(function_oid(variables), &flinfo);
 	InitFunctionCallInfoData(*fcinfo, &flinfo, 1, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value =
-		heap_copy_tuple_as_datum(variables->event->tuple, event_desc);
+	fcinfo->args[0].value = function_argument(variables);
 	fcinfo->args[0].isnull = false;
 	result = FunctionCallInvoke(fcinfo);
 	return fcinfo->isnull ? NULL : DatumGetHeapTupleHeader(result);
@@ -463,10 +530,10 @@ run_as_owner(AccordRequest *request, Variables *variables)
 	/* row security is off for a dispatcher's own work, not for users' */
 	set_config_option("row_security", "on", PGC_USERSET, PGC_S_SESSION,
 					  GUC_ACTION_SAVE, true, 0, false);
-	if (!accord_function_executable(route->body_function_oid, route->owner))
+	if (!accord_function_executable(function_oid(variables), route->owner))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION,
-					   route->body_function);
-	if (!accord_config_may_run(route->body_function_oid, route->owner))
+					   function_name(variables));
+	if (!accord_config_may_run(function_oid(variables), route->owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("its owner, who is not a superuser, would run it as "
@@ -524,8 +591,7 @@ make_by_function(AccordRequest *request, Variables *variables)
 		end_function();
 		RollbackAndReleaseCurrentSubTransaction();
 		request->error = psprintf("function %s: %s",
-								  variables->route->body_function,
-								  error->message);
+								  function_name(variables), error->message);
 		request->transient = error_may_pass(error->sqlerrcode);
 	}
 	PG_END_TRY();
@@ -536,7 +602,8 @@ make_by_function(AccordRequest *request, Variables *variables)
 bool
 accord_request_needs_transaction(const AccordRoute *route)
 {
-	return route->body_function != NULL || GetDatabaseEncoding() != PG_UTF8;
+	return route->body_function != NULL || route->batch_function != NULL ||
+		GetDatabaseEncoding() != PG_UTF8;
 }
 
 /* Makes it by the templates; no error escapes. */
@@ -562,30 +629,27 @@ make_by_template(AccordRequest *request, Variables *variables, int64 seq)
 	PG_END_TRY();
 }
 
-void
-accord_request_make(AccordRequest *request, const AccordRoute *route,
-					const AccordAccount *account, const AccordEvent *event,
-					int64 seq)
+static void
+make(AccordRequest *request, Variables *variables, const char *key, int64 seq)
 {
-	Variables	variables = {route, account, event};
+	const AccordRoute *route = variables->route;
 	const AccordChannel *channel = route->channel;
+	const char *function = function_name(variables);
 
 	memset(request, 0, sizeof(*request));
 	request->http.headers = palloc(MAX_HEADERS * sizeof(char *));
 	if (channel->idempotency_header != NULL)
-		add_header(request, channel->idempotency_header,
-				   event_id_text(event));
-	make_by_template(request, &variables, seq);
-	if (request->error == NULL && route->body_function != NULL)
+		add_header(request, channel->idempotency_header, key);
+	make_by_template(request, variables, seq);
+	if (request->error == NULL && function != NULL)
 	{
-		if (!OidIsValid(route->body_function_oid) ||
-			!OidIsValid(route->owner))
+		if (!OidIsValid(function_oid(variables)) || !OidIsValid(route->owner))
 		{
 			request->error = psprintf("function %s or its route's owner does "
-									  "not exist", route->body_function);
+									  "not exist", function);
 			return;
 		}
-		make_by_function(request, &variables);
+		make_by_function(request, variables);
 	}
 	if (request->error == NULL && !request->skip &&
 		request->http.body != NULL)
@@ -598,6 +662,55 @@ accord_request_make(AccordRequest *request, const AccordRoute *route,
 		if (!given)
 			add_header(request, "Content-Type", route->content_type);
 	}
+}
+
+void
+accord_request_make(AccordRequest *request, const AccordRoute *route,
+					const AccordAccount *account, const AccordEvent *event,
+					int64 seq)
+{
+	Variables	variables = {route, account, event, NULL, 0};
+
+	make(request, &variables, event_id_text(event), seq);
+}
+
+/*
+ * The idempotency key of a batch: a UUID of version 8 (RFC 9562) made of its
+ * events' own.
+ */
+static char *
+batch_key(const AccordEvent *const *events, int n)
+{
+	uint64		high = 1;
+	uint64		low = 2;
+
+	if (n == 1)
+		return event_id_text(events[0]);
+	for (int i = 0; i < n; i++)
+	{
+		bool		isnull;
+		Datum		id = accord_request_column(events[i],
+											   ACCORD_EVENT_EVENT_ID, &isnull);
+		const unsigned char *bytes = DatumGetUUIDP(id)->data;
+
+		high = hash_bytes_extended(bytes, UUID_LEN, high);
+		low = hash_bytes_extended(bytes, UUID_LEN, low);
+	}
+	return psprintf("%08x-%04x-8%03x-%04x-%012" INT64_MODIFIER "x",
+					(uint32) (high >> 32), (uint32) (high >> 16) & 0xFFFF,
+					(uint32) high & 0xFFF,
+					((uint32) (low >> 48) & 0x3FFF) | 0x8000,
+					low & UINT64CONST(0xFFFFFFFFFFFF));
+}
+
+void
+accord_request_make_batch(AccordRequest *request, const AccordRoute *route,
+						  const AccordAccount *account,
+						  const AccordEvent *const *events, int n)
+{
+	Variables	variables = {route, account, events[0], events, n};
+
+	make(request, &variables, batch_key(events, n), 0);
 }
 
 static void

@@ -59,6 +59,16 @@ extern void accord_request_make(AccordRequest *request,
 								const AccordEvent *event, int64 seq);
 
 /*
+ * The same of a batch: n events, whose path and headers are the first one's.
+ * The body is what batch_function makes of all of them, else the array of their
+ * payloads. A batch of the same events has the same idempotency key.
+ */
+extern void accord_request_make_batch(AccordRequest *request,
+									  const AccordRoute *route,
+									  const AccordAccount *account,
+									  const AccordEvent *const *events, int n);
+
+/*
  * A request to be kept word for word, and kept words back again. One that is
  * too large to be kept is NULL, and has an error.
  */

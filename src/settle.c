@@ -50,7 +50,8 @@ typedef enum Sequel
 	SEQUEL_HOLD,				/* until a person decides */
 	SEQUEL_SEND,				/* the intent is durable */
 	SEQUEL_SPILL,				/* goes on flying, or waiting */
-	SEQUEL_QUEUE				/* its turn is now */
+	SEQUEL_QUEUE,				/* its turn is now */
+	SEQUEL_AGAIN				/* ... again: TAKEN as it is */
 } Sequel;
 
 typedef struct Settlement
@@ -260,6 +261,19 @@ retry_time(AccordDelivery *delivery, AccordOutcome outcome,
 						   pg_prng_double(&batch.dice));
 }
 
+/* A request's result is told once, by the member that counts as it. */
+static void
+tell_flow(AccordDelivery *delivery, AccordOutcome outcome,
+		  const AccordHttpResponse *response, const char *error,
+		  TimestampTz now)
+{
+	if (!delivery->rider)
+		accord_flow_result(batch.desk, delivery, outcome, response, error,
+						   pg_prng_double(&batch.dice), now);
+	delivery->rider = false;
+	delivery->sent = false;
+}
+
 /*
  * Turns a verdict into the delivery's next row and sequel. response is NULL
  * when no request was made.
@@ -281,8 +295,7 @@ conclude(AccordDelivery *delivery, AccordOutcome outcome,
 		log_trouble(delivery, verdict, error, now);
 	/* its request slot is free now: only its key waits for the commit */
 	accord_delivery_landed(batch.desk, delivery, response != NULL);
-	accord_flow_result(batch.desk, delivery, outcome, response, error,
-					   pg_prng_double(&batch.dice), now);
+	tell_flow(delivery, outcome, response, error, now);
 	batch.urgent |=
 		connection->gate.unsettled >= connection->gate.max_in_flight ||
 		connection->hub->gate.unsettled >=
@@ -340,7 +353,31 @@ accord_settle_response(AccordDelivery *delivery,
 					   const AccordHttpResponse *response, TimestampTz now)
 {
 	AccordOutcome outcome = accord_retry_outcome(&response->result);
-	const char *error = response_error(response, outcome);
+
+	accord_settle_item(delivery, response, outcome,
+					   response_error(response, outcome), now);
+}
+
+void
+accord_settle_again(AccordDelivery *delivery,
+					const AccordHttpResponse *response, int batch_max,
+					const char *error, TimestampTz now)
+{
+	add_attempt(delivery, response ? ACCORD_OUTCOME_RETRY :
+				ACCORD_OUTCOME_INVALID, response, error);
+	if (response != NULL)
+		delivery->attempts--;	/* it was not about this one alone */
+	delivery->batch_max = batch_max;
+	accord_delivery_landed(batch.desk, delivery, response != NULL);
+	tell_flow(delivery, ACCORD_OUTCOME_REJECTED, response, error, now);
+	add_settlement(delivery, SEQUEL_AGAIN);
+}
+
+void
+accord_settle_item(AccordDelivery *delivery,
+				   const AccordHttpResponse *response, AccordOutcome outcome,
+				   const char *error, TimestampTz now)
+{
 	AccordVerdict verdict;
 
 	if (error != NULL)
@@ -700,6 +737,9 @@ follow(Settlement *settlement, AccordSettleSend send)
 			break;
 		case SEQUEL_QUEUE:
 			accord_delivery_queue(desk, delivery);
+			break;
+		case SEQUEL_AGAIN:
+			accord_delivery_again(desk, delivery);
 			break;
 		case SEQUEL_SPILL:
 			break;

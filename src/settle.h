@@ -17,6 +17,25 @@ extern void accord_settle_response(AccordDelivery *delivery,
 								   TimestampTz now);
 
 /*
+ * The same for a member of a batch, whose answer says that of it. error is
+ * for people, NULL: none.
+ */
+extern void accord_settle_item(AccordDelivery *delivery,
+							   const AccordHttpResponse *response,
+							   AccordOutcome outcome, const char *error,
+							   TimestampTz now);
+
+/*
+ * A TAKEN member of a batch that was refused, or could not be made (response
+ * NULL), as a whole: again, with fewer than batch_max others. That costs no
+ * attempt.
+ */
+extern void accord_settle_again(AccordDelivery *delivery,
+								const AccordHttpResponse *response,
+								int batch_max, const char *error,
+								TimestampTz now);
+
+/*
  * A TAKEN delivery is concluded without a transfer: INVALID, SKIPPED,
  * DISCARDED, LOST; or RETRY when what was wrong may pass.
  */

@@ -1,0 +1,400 @@
+/*
+ * batch.c: several deliveries in one request.
+ *
+ * Runs in dispatchers, for routes with a batch_size above 1. Deliveries whose
+ * turn it is join the batch that forms for their connection, route and group;
+ * it is sent when it is full, or when its time has come. A batch is one
+ * request: its first member counts as in flight and has its tokens; the others
+ * ride along. Each member has an outcome of its own.
+ *
+ * Invariants
+ *   - Members are TAKEN, and of different keys: only the first of a key is ever
+ *     taken. Until the batch is sent a newer event may supersede a member.
+ *   - A batch that was refused as a whole is divided; a member that was refused
+ *     with others goes next with half as many. So one poisoned event costs as
+ *     many requests as the batch can be halved, and only itself.
+ *
+ * On failure only out-of-memory can raise. Nothing of a batch is stored but
+ * its members' outcomes: after a restart they are read again, and form others.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "batch.h"
+#include "flow.h"
+#include "json.h"
+#include "request.h"
+#include "settle.h"
+
+typedef struct BatchEntry
+{
+	AccordBatchKey key;
+	AccordBatch *batch;
+} BatchEntry;
+
+/*
+ * Forming
+ */
+
+static AccordBatch *
+create_batch(AccordDesk *desk, const AccordBatchKey *key,
+			 AccordConnection *connection, TimestampTz due_at)
+{
+	AccordBatch *batch = MemoryContextAllocZero(desk->context,
+												sizeof(AccordBatch));
+
+	batch->key = *key;
+	batch->connection = connection;
+	dlist_init(&batch->members);
+	batch->forming = true;
+	batch->waiting = true;
+	batch->due_at = due_at;
+	pairingheap_add(desk->forming, &batch->due_node);
+	return batch;
+}
+
+/* Takes no more, and is to be sent as soon as it may be. */
+static void
+close_batch(AccordDesk *desk, AccordBatch *batch)
+{
+	if (batch->forming)
+		hash_search(desk->batches, &batch->key, HASH_REMOVE, NULL);
+	batch->forming = false;
+	if (batch->waiting)
+		pairingheap_remove(desk->forming, &batch->due_node);
+	batch->waiting = false;
+	dlist_push_tail(&desk->batches_due, &batch->full_node);
+}
+
+static Size
+payload_size(const AccordEvent *event)
+{
+	bool		isnull;
+	Datum		payload = accord_request_column(event, ACCORD_EVENT_PAYLOAD,
+												&isnull);
+
+	return isnull ? 4 : VARSIZE_ANY_EXHDR(DatumGetPointer(payload));
+}
+
+static void
+make_key(AccordBatchKey *key, const AccordDelivery *delivery,
+		 const AccordRoute *route, const AccordAccount *account)
+{
+	char	   *group = route->batch_group == NULL ? pstrdup("") :
+	accord_request_expand(route->batch_group, route, account,
+						  delivery->event);
+
+	memset(key, 0, sizeof(*key));
+	key->connection = delivery->endpoint->connection->id;
+	key->route = route->id;
+	key->group = hash_bytes_extended((unsigned char *) group, strlen(group),
+									 0);
+	key->max = delivery->batch_max;
+	pfree(group);
+}
+
+void
+accord_batch_join(AccordDesk *desk, AccordDelivery *delivery,
+				  const AccordRoute *route, const AccordAccount *account,
+				  TimestampTz now)
+{
+	Size		size = payload_size(delivery->event);
+	int			most = delivery->batch_max > 0 ?
+	Min(delivery->batch_max, route->batch_size) : route->batch_size;
+	AccordBatchKey key;
+	BatchEntry *entry;
+	bool		found;
+
+	make_key(&key, delivery, route, account);
+	entry = hash_search(desk->batches, &key, HASH_ENTER, &found);
+	if (found && route->batch_bytes > 0 && entry->batch->n > 0 &&
+		entry->batch->bytes + size > (Size) route->batch_bytes)
+	{
+		close_batch(desk, entry->batch);
+		entry = hash_search(desk->batches, &key, HASH_ENTER, &found);
+	}
+	if (!found)
+		entry->batch = create_batch(desk, &key,
+									delivery->endpoint->connection, now +
+									route->batch_wait_ms * 1000);
+	accord_flow_return(delivery, now);
+	accord_delivery_uncount(desk, delivery);
+	delivery->batch = entry->batch;
+	dlist_push_tail(&entry->batch->members, &delivery->batch_node);
+	entry->batch->n++;
+	entry->batch->bytes += size;
+	if (entry->batch->n >= most)
+		close_batch(desk, entry->batch);
+}
+
+void
+accord_batch_remove(AccordDelivery *delivery)
+{
+	dlist_delete(&delivery->batch_node);
+	delivery->batch->n--;
+	delivery->batch = NULL;
+}
+
+void
+accord_batch_free(AccordBatch *batch)
+{
+	Assert(dlist_is_empty(&batch->members));
+	pfree(batch);
+}
+
+TimestampTz
+accord_batch_due(AccordDesk *desk)
+{
+	if (pairingheap_is_empty(desk->forming))
+		return 0;
+	return pairingheap_container(AccordBatch, due_node,
+								 pairingheap_first(desk->forming))->due_at;
+}
+
+void
+accord_batch_defer(AccordDesk *desk, AccordBatch *batch, TimestampTz until)
+{
+	batch->waiting = true;
+	batch->due_at = until;
+	pairingheap_add(desk->forming, &batch->due_node);
+}
+
+/* Closes those whose time has come. */
+static void
+close_due(AccordDesk *desk, TimestampTz now)
+{
+	TimestampTz due;
+
+	while ((due = accord_batch_due(desk)) != 0 && due <= now)
+		close_batch(desk, pairingheap_container(AccordBatch, due_node,
+												pairingheap_first(desk->forming)));
+}
+
+AccordBatch *
+accord_batch_next(AccordDesk *desk, TimestampTz now)
+{
+	dlist_mutable_iter iter;
+
+	close_due(desk, now);
+	dlist_foreach_modify(iter, &desk->batches_due)
+	{
+		AccordBatch *batch = dlist_container(AccordBatch, full_node, iter.cur);
+		AccordConnection *connection = batch->connection;
+		AccordHub  *hub = connection->hub;
+		TimestampTz ready = ACCORD_LIMIT_NOW;
+
+		if (batch->n > 0)
+		{
+			/* what closes a gate opens it with a turn of the loop */
+			if (connection->paused || connection->breaker.probing ||
+				!accord_gate_open(&connection->gate) ||
+				!accord_gate_open(&hub->gate))
+				continue;
+			ready = Max(accord_flow_hub_ready(hub, now),
+						accord_flow_connection_ready(connection, now));
+		}
+		dlist_delete(&batch->full_node);
+		if (ready == ACCORD_LIMIT_NOW)
+			return batch;
+		accord_batch_defer(desk, batch, ready);
+	}
+	return NULL;
+}
+
+/*
+ * Outcomes
+ */
+
+/* The first member, taken out; NULL: there is none left. */
+static AccordDelivery *
+pop_member(AccordBatch *batch)
+{
+	AccordDelivery *delivery;
+
+	if (dlist_is_empty(&batch->members))
+		return NULL;
+	delivery = dlist_head_element(AccordDelivery, batch_node,
+								  &batch->members);
+	accord_batch_remove(delivery);
+	return delivery;
+}
+
+void
+accord_batch_skip(AccordBatch *batch, TimestampTz now)
+{
+	AccordDelivery *delivery;
+
+	while ((delivery = pop_member(batch)) != NULL)
+		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED, NULL, now);
+	accord_batch_free(batch);
+}
+
+void
+accord_batch_fail(AccordDesk *desk, AccordBatch *batch, bool transient,
+				  const char *error, TimestampTz now)
+{
+	AccordDelivery *delivery;
+	int			n = batch->n;
+
+	while ((delivery = pop_member(batch)) != NULL)
+	{
+		if (n > 1 && !transient)
+			accord_settle_again(delivery, NULL, (n + 1) / 2, error, now);
+		else
+		{
+			delivery->attempts++;
+			accord_settle_without(delivery, transient ? ACCORD_OUTCOME_RETRY :
+								  ACCORD_OUTCOME_INVALID, error, now);
+		}
+	}
+	accord_batch_free(batch);
+}
+
+/* The answer's body as JSON, NULL when it is none. */
+static Jsonb *
+parse_answer(const AccordHttpResponse *response)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *text = accord_json_clean(response->body, response->body_len,
+										 response->body_len);
+	Jsonb	   *volatile json = NULL;
+
+	if (response->truncated)
+		return NULL;
+	PG_TRY();
+	{
+		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+												  CStringGetDatum(text)));
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return json;
+}
+
+/* A value within a result, as text; NULL: there is none. */
+static char *
+value_at(JsonbValue *result, const char *path)
+{
+	JsonbValue *value;
+
+	if (path == NULL || result->type != jbvBinary)
+		return NULL;
+	value = accord_json_path(JsonbValueToJsonb(result), path);
+	return value ? accord_json_text(value) : NULL;
+}
+
+/*
+ * The result of the i-th member, which results call by that name: an object's
+ * member, the element that has it, or the element at its place. NULL: none.
+ */
+static JsonbValue *
+find_result(JsonbValue *items, const AccordRoute *route, int i,
+			const char *name)
+{
+	JsonbContainer *container;
+
+	if (items == NULL || items->type != jbvBinary)
+		return NULL;
+	container = items->val.binary.data;
+	if (JsonContainerIsObject(container))
+		return getKeyJsonValueFromContainer(container, name, strlen(name),
+											NULL);
+	if (route->batch_item_id == NULL)
+		return getIthJsonbValueFromContainer(container, i);
+	for (uint32 at = 0; at < JsonContainerSize(container); at++)
+	{
+		JsonbValue *result = getIthJsonbValueFromContainer(container, at);
+		char	   *id = value_at(result, route->batch_item_id);
+
+		if (id != NULL && strcmp(id, name) == 0)
+			return result;
+	}
+	return NULL;
+}
+
+/* What a result says about its item. */
+static AccordOutcome
+judge_result(JsonbValue *result, const AccordRoute *route,
+			 const AccordHttpResponse *response, const char **error)
+{
+	char	   *status;
+	char	   *message;
+
+	if (result == NULL)
+	{
+		*error = "the answer tells nothing about this event";
+		return ACCORD_OUTCOME_RETRY;
+	}
+	message = value_at(result, route->batch_item_error);
+	status = value_at(result, route->batch_item_status);
+	if (message != NULL && strcmp(message, "false") == 0)
+		message = NULL;
+	if (status != NULL)
+	{
+		AccordResult item = response->result;
+		AccordOutcome outcome;
+
+		item.status = atoi(status);
+		outcome = accord_retry_outcome(&item);
+		*error = outcome == ACCORD_OUTCOME_DELIVERED ? NULL :
+			message ? message : psprintf("item status %s", status);
+		return outcome;
+	}
+	*error = message;
+	return message ? ACCORD_OUTCOME_REJECTED : ACCORD_OUTCOME_DELIVERED;
+}
+
+/* Each member by its own result. */
+static void
+respond_by_item(AccordBatch *batch, const AccordRoute *route,
+				const AccordAccount *account,
+				const AccordHttpResponse *response, TimestampTz now)
+{
+	Jsonb	   *answer = parse_answer(response);
+	JsonbValue *items = answer ? accord_json_path(answer, route->batch_items) :
+	NULL;
+	AccordDelivery *delivery;
+
+	for (int i = 0; (delivery = pop_member(batch)) != NULL; i++)
+	{
+		const char *error = NULL;
+		char	   *name = accord_request_expand(route->batch_id, route, account,
+												 delivery->event);
+		JsonbValue *result = find_result(items, route, i, name);
+		AccordOutcome outcome = judge_result(result, route, response, &error);
+
+		accord_settle_item(delivery, response, outcome, error, now);
+	}
+}
+
+void
+accord_batch_respond(AccordDesk *desk, AccordBatch *batch,
+					 const AccordRoute *route, const AccordAccount *account,
+					 const AccordHttpResponse *response, TimestampTz now)
+{
+	AccordOutcome outcome = accord_retry_outcome(&response->result);
+	AccordDelivery *delivery;
+	int			n = batch->n;
+
+	if (outcome == ACCORD_OUTCOME_DELIVERED && route != NULL &&
+		route->batch_items != NULL)
+		respond_by_item(batch, route, account, response, now);
+	while ((delivery = pop_member(batch)) != NULL)
+	{
+		if (outcome == ACCORD_OUTCOME_REJECTED && n > 1)
+			accord_settle_again(delivery, response, (n + 1) / 2,
+								psprintf("refused with a batch of %d", n), now);
+		else
+			accord_settle_response(delivery, response, now);
+	}
+	accord_batch_free(batch);
+}
