@@ -172,19 +172,19 @@ COMMENT ON FUNCTION accord.pause(text, text, text, timestamptz) IS 'stops a chan
 
 CREATE FUNCTION accord.resume(channel text, account text DEFAULT NULL, reason text DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    was_paused boolean;
 BEGIN
     PERFORM accord.find_endpoint(channel, account);
     DELETE FROM accord.paused p
         WHERE p.channel = resume.channel AND p.account IS NOT DISTINCT FROM resume.account;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
+    was_paused := FOUND;
     PERFORM accord.control_append('accord.resume',
                                   jsonb_build_object('channel', channel, 'account', account, 'reason', reason));
-    RETURN true;
+    RETURN was_paused;
 END
 $$;
-COMMENT ON FUNCTION accord.resume(text, text, text) IS 'ends a pause of a channel or of one account, at commit; false: there was none. A channel''s pause is not one of its accounts'', nor the other way round';
+COMMENT ON FUNCTION accord.resume(text, text, text) IS 'lets a channel, or one account of it, go on, at commit: ends a pause, closes its circuit breaker, and forgets what the server asked for. Returns whether it was paused. A channel''s pause is not one of its accounts'', nor the other way round';
 
 CREATE FUNCTION accord.adopt() RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

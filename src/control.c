@@ -171,11 +171,14 @@ note_pause(AccordDesk *desk, Jsonb *payload, bool resumed)
 	char	   *account = accord_json_member(payload, "account");
 	char	   *until = accord_json_member(payload, "until_us");
 
-	if (channel != NULL && accord_desk_owns(desk, channel))
-		accord_flow_note(channel, account ? account : "",
-						 resumed ? "resumed" : "paused",
-						 accord_json_member(payload, "reason"),
-						 until ? strtoll(until, NULL, 10) : 0);
+	if (channel == NULL || !accord_desk_owns(desk, channel))
+		return;
+	if (resumed)
+		accord_flow_resume(desk, channel, account);
+	accord_flow_note(channel, account ? account : "",
+					 resumed ? "resumed" : "paused",
+					 accord_json_member(payload, "reason"),
+					 until ? strtoll(until, NULL, 10) : 0);
 }
 
 bool

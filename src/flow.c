@@ -544,6 +544,29 @@ accord_flow_restore(AccordConnection *connection, TimestampTz probe_at)
 	connection->breaker.probe_at = probe_at;
 }
 
+void
+accord_flow_resume(AccordDesk *desk, const char *channel, const char *account)
+{
+	HASH_SEQ_STATUS scan;
+	AccordConnection *connection;
+
+	accord_desk_scan(desk, &scan);
+	while ((connection = accord_desk_scan_next(&scan)) != NULL)
+	{
+		AccordHub  *hub = connection->hub;
+
+		if (strcmp(hub->channel, channel) != 0 ||
+			(account != NULL && strcmp(connection->account, account) != 0))
+			continue;
+		memset(&connection->allowance, 0, sizeof(AccordAllowance));
+		memset(&hub->allowance, 0, sizeof(AccordAllowance));
+		if (accord_breaker_reset(&connection->breaker))
+			note_breaker(connection, NULL);
+		accord_hub_sleep(desk, hub, 0);
+		accord_connection_sleep(desk, connection, 0);
+	}
+}
+
 /*
  * Notes
  */

@@ -66,6 +66,13 @@ extern int64 accord_flow_tokens(const AccordConnection *connection,
 extern void accord_flow_restore(AccordConnection *connection,
 								TimestampTz probe_at);
 
+/*
+ * A person lets a channel go on, or one account of it (NULL: all): breakers are
+ * closed, and what servers asked for is forgotten.
+ */
+extern void accord_flow_resume(AccordDesk *desk, const char *channel,
+							   const char *account);
+
 /* Notes a change of an endpoint's state, to be written down. */
 extern void accord_flow_note(const char *channel, const char *account,
 							 const char *state, const char *reason,

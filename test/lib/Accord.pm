@@ -21,7 +21,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(time usleep);
 
-our @EXPORT = qw(new_node start_stub every_event channel route insert_row insert_sql literal events poll_until workers dispatcher
+our @EXPORT = qw(new_node start_stub send_everything channel route insert_row insert_sql literal events poll_until workers dispatcher
   crash_server wait_for_delivery wait_for_rows timeout_default
   fullest);
 
@@ -91,28 +91,25 @@ sub events
     return wantarray ? @ids : $ids[-1];
 }
 
-# From now on routes send every event unless they say otherwise; for tests that are not about coalescing.
-sub every_event
+# From now on routes do not coalesce, and channels have no circuit breaker, unless they say otherwise; for tests that
+# are not about them.
+sub send_everything
 {
-    my ($node) = @_;
-    $node->safe_psql('postgres', 'ALTER TABLE accord.route ALTER coalesce SET DEFAULT NULL');
+    my ($node, $database) = @_;
+    $node->safe_psql($database || 'postgres', q{
+        ALTER TABLE accord.route ALTER coalesce SET DEFAULT NULL;
+        ALTER TABLE accord.channel ALTER breaker_failures SET DEFAULT NULL, ALTER breaker_ratio SET DEFAULT NULL});
     return;
 }
 
-# A channel whose base_url is the stub, without a circuit breaker unless one is asked for, and a route that takes everything when it is asked for with route => 1 (or
+# A channel whose base_url is the stub, and a route that takes everything when it is asked for with route => 1 (or
 # with the columns of the route as a hash).
 sub channel
 {
     my ($node, $stub, $name, %column) = @_;
     my $route = delete $column{route};
 
-    insert_row(
-        $node, 'channel',
-        name => $name,
-        base_url => $stub->url,
-        breaker_failures => undef,
-        breaker_ratio => undef,
-        %column);
+    insert_row($node, 'channel', name => $name, base_url => $stub->url, %column);
     route($node, $name, ref $route ? %$route : ()) if $route;
     return;
 }

@@ -7,7 +7,7 @@ use JSON::PP;
 use Test::More;
 
 my $node = new_node('main');
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 
 channel($node, $stub, 'ota');

@@ -46,6 +46,7 @@ sub make_database
     my ($name) = @_;
     $node->safe_psql('postgres', "CREATE DATABASE $name");
     $node->safe_psql($name, 'CREATE EXTENSION pg_accord');
+    send_everything($node, $name);
     $node->safe_psql($name, <<SQL);
 INSERT INTO accord.channel (name, base_url) VALUES ('ota', '@{[ $stub->url ]}');
 INSERT INTO accord.route (channel, topic) VALUES ('ota', '*');

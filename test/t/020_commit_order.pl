@@ -24,7 +24,7 @@ autovacuum_naptime = 1s
 deadlock_timeout = 100ms
 log_statement = none
 CONF
-every_event($node);
+send_everything($node);
 
 sub value { my ($sql, $database) = @_; return $node->safe_psql($database || 'postgres', $sql); }
 

@@ -7,7 +7,7 @@ use Session;
 use Test::More;
 
 my $node = new_node('main', "max_connections = 60\n");
-every_event($node);
+send_everything($node);
 my @sessions = map { open_session($node) } 1 .. 32;
 
 sub value { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }

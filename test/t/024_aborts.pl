@@ -8,7 +8,7 @@ use Session;
 use Test::More;
 
 my $node = new_node('main');
-every_event($node);
+send_everything($node);
 
 sub value { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }
 

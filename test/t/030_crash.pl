@@ -26,7 +26,7 @@ wal_writer_delay = '5s'
 deadlock_timeout = '100ms'
 log_statement = none
 CONF
-every_event($node);
+send_everything($node);
 my $log = $node->basedir . '/requests';
 my $stub = start_stub('--log', $log);
 channel($node, $stub, 'even', max_in_flight => $in_flight, retry_base => '20 ms', retry_cap => '200 ms');

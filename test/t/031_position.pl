@@ -11,7 +11,7 @@ my $node = new_node('main', <<'CONF');
 wal_writer_delay = '10s'
 accord.restart_interval = '100ms'
 CONF
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 channel($node, $stub, 'quick', max_in_flight => 4);
 channel($node, $stub, 'slow', max_in_flight => 4, timeout => '10 min', stall_timeout => '10 min');

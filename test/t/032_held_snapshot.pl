@@ -8,7 +8,7 @@ use Session;
 use Test::More;
 
 my $node = new_node('main', "autovacuum_naptime = 1s\n");
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 my $events = 200;
 my $attempts = 20000;

@@ -7,7 +7,7 @@ use Accord;
 use Test::More;
 
 my $node = new_node('main');
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 my $written = 0;
 

@@ -28,7 +28,7 @@ accord.restart_interval = '100ms'
 deadlock_timeout = '100ms'
 log_statement = none
 CONF
-every_event($node);
+send_everything($node);
 my $log = $node->basedir . '/requests';
 my $stub = start_stub('--log', $log);
 my @hurry = (retry_base => '20 ms', retry_cap => '200 ms', max_attempts => 1000);

@@ -9,7 +9,7 @@ use Test::More;
 
 my $sent = 3000;    # more than are read at a time
 my $node = new_node('main', "accord.restart_interval = '100ms'\n");
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 channel($node, $stub, 'z', route => { path => '/z/{key}' });
 my $insert = q{INSERT INTO accord.outbox (topic, key) SELECT 'w', 'k' || g FROM generate_series};

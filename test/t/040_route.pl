@@ -15,7 +15,7 @@ my $node = new_node('main', <<'CONF');
 log_statement = none
 accord.function_timeout = '1s'
 CONF
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 my $dispatcher = dispatcher($node);
 my $seen = 0;

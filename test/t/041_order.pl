@@ -12,7 +12,7 @@ use Session;
 use Test::More;
 
 my $node = new_node('main', "log_statement = none\n");
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 my $dispatcher = dispatcher($node);
 my @rules;
@@ -24,7 +24,7 @@ sub ordered_channel
 {
     my ($name, $route, %column) = @_;
     insert_row($node, 'channel', name => $name, base_url => $stub->url("/$name"), retry_base => '10 ms',
-        retry_cap => '20 ms', max_attempts => 10000, breaker_failures => undef, breaker_ratio => undef, %column);
+        retry_cap => '20 ms', max_attempts => 10000, %column);
     route($node, $name, topic => $name, path => '/{key}/{payload}', %{ $route || {} });
     return;
 }

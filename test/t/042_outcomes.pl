@@ -18,7 +18,7 @@ my $node = new_node('main', <<'CONF');
 accord.response_excerpt = '64B'
 log_statement = none
 CONF
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 my $elsewhere = start_stub();
 

@@ -14,7 +14,7 @@ log_statement = none
 restart_after_crash = on
 accord.restart_interval = '100ms'
 CONF
-every_event($node);
+send_everything($node);
 my $stub = start_stub('--idempotent');
 my @rules;
 

@@ -13,7 +13,7 @@ my $in_flight = 4;
 
 # The autovacuum daemon has transactions of its own, which are not looked at.
 my $node = new_node('main', "autovacuum = off\n");
-every_event($node);
+send_everything($node);
 my $good = start_stub();
 my $bad = start_stub();
 
@@ -38,8 +38,8 @@ sub wait_until_free
 }
 
 channel($node, $good, 'good', max_in_flight => 16);
-channel($node, $bad, 'bad', max_in_flight => $in_flight, timeout => '1 h', stall_timeout => '1 h', retry_base => '1 h',
-    retry_cap => '2 h', max_attempts => 1000);
+channel($node, $bad, 'bad', max_in_flight => $in_flight, timeout => '1 h', stall_timeout => '1 h', retry_base => '1 day',
+    retry_cap => '2 days', max_attempts => 1000);
 route($node, 'good', topic => 't', path => '/good/{key}');
 route($node, 'bad', topic => 't', path => '/bad/{key}');
 
@@ -68,11 +68,20 @@ for my $way (@ways)
     is($good->count, $events, "$what: the other endpoint has everything");
     is(value(owed(q{channel = 'bad'})), $events, '... while all is owed still to the one that does');
     my $n = $state eq 'sending' ? $in_flight : $events;
+    my $throttled = $what eq 'answers 429';
+    if ($throttled)
+    {
+        # it pauses the endpoint: only what was in flight is refused
+        wait_for_rows($node, q{SELECT count(*) FROM accord.endpoint_log WHERE state = 'throttled'}, 1);
+        poll_until(sub { $bad->counters->{in_flight} == 0 }, 'the refusals');
+        $n = $bad->count;
+        cmp_ok($n, '<=', $in_flight, '... which is paused');
+    }
     wait_for_rows($node, "SELECT count(*) FROM accord.backlog WHERE channel = 'bad' AND state = '$state'", $n);
     # libcurl repeats of itself what a kept connection did not answer; as many of these as are in flight there may be.
     cmp_ok($bad->count, '>=', $n, "... $n are $state");
     cmp_ok($bad->count, '<=', $n + $in_flight, '... after one attempt each');
-    is(value(q{SELECT max(attempts) FROM accord.backlog}), $what eq 'answers 429' ? 0 : 1,
+    is(value(q{SELECT max(attempts) FROM accord.backlog}), $throttled ? 0 : 1,
         '... which is recorded');
     cmp_ok($bad->counters->{max_in_flight}, '<=', $in_flight, '... never more than max_in_flight at a time');
     wait_until_free();
@@ -89,6 +98,7 @@ for my $way (@ways)
             q{SELECT count(*) > 0 FROM accord.backlog WHERE channel = 'bad' AND state = 'retrying'}, 't');
         $bad = start_stub('--port', $port);
     }
+    value(q{SELECT accord.resume('bad')}) if $throttled;
     value(q{SELECT accord.redeliver('bad', state => 'retrying')});
     poll_until(
         sub {

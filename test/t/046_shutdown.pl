@@ -32,6 +32,7 @@ sub make_hung
     my $count = $stub->count;
     value('postgres', "CREATE DATABASE $database");
     value($database, 'CREATE EXTENSION pg_accord');
+    send_everything($node, $database);
     value($database, <<SQL);
 INSERT INTO accord.channel (name, base_url, max_in_flight, timeout, stall_timeout)
     VALUES ('ota', '@{[ $stub->url("/$database") ]}', 1000, '1 h', '1 h');

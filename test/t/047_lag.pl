@@ -15,7 +15,7 @@ my $node = new_node('main', <<'CONF');
 autovacuum = off
 max_wal_size = 4GB
 CONF
-every_event($node);
+send_everything($node);
 my $log = $node->basedir . '/requests';
 my $stub = start_stub('--log', $log);
 

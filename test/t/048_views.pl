@@ -13,7 +13,7 @@ log_min_error_statement = panic
 log_statement = none
 log_error_verbosity = verbose
 CONF
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 
 sub value { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }

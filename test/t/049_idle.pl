@@ -14,7 +14,7 @@ use Test::More;
 plan skip_all => 'there is no /proc' unless -r "/proc/$$/status";
 
 my $node = new_node('main', "autovacuum = off\n");
-every_event($node);
+send_everything($node);
 my $stub = start_stub();
 
 sub value { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }

@@ -7,7 +7,7 @@ use IPC::Run;
 use Test::More;
 
 my $node = new_node('main');
-every_event($node);
+send_everything($node);
 my $dir = $node->basedir;
 my $port = PostgreSQL::Test::Cluster::get_free_port();
 my $events = 300;
