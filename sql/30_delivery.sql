@@ -70,11 +70,14 @@ CREATE TABLE accord.backlog_log (
 CREATE INDEX backlog_log_delivery ON accord.backlog_log (channel, account, seq, ord, version);
 
 -- cursor_log: how far an endpoint has come that lags behind its dispatcher's position; the highest version counts,
--- everything up to event ord of transaction seq is settled; a null seq means that it no longer lags.
+-- everything up to event ord of transaction seq is settled; a null seq means that it no longer lags. behind counts what was
+-- owed after that, of the log up to transaction "counted".
 CREATE TABLE accord.cursor_log (
     version bigint NOT NULL,
     seq bigint,
     recorded_at timestamptz NOT NULL,
+    behind bigint,
+    counted bigint,
     ord integer,
     slot smallint NOT NULL,
     priority smallint NOT NULL,

@@ -164,8 +164,9 @@ BEGIN
             $q$, current, slot, floor);
         GET DIAGNOSTICS copied = ROW_COUNT;
         EXECUTE format($q$
-            INSERT INTO accord.cursor_log (version, seq, recorded_at, ord, slot, priority, channel, account)
-            SELECT o.version, o.seq, o.recorded_at, o.ord, %1$s, o.priority, o.channel, o.account
+            INSERT INTO accord.cursor_log (version, seq, recorded_at, behind, counted, ord, slot, priority, channel,
+                                           account)
+            SELECT o.version, o.seq, o.recorded_at, o.behind, o.counted, o.ord, %1$s, o.priority, o.channel, o.account
             FROM accord.cursor_log_%2$s o
             WHERE NOT EXISTS (SELECT FROM accord.cursor_log n
                               WHERE n.channel = o.channel AND n.account = o.account AND n.priority = o.priority

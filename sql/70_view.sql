@@ -33,64 +33,40 @@ CREATE VIEW accord.timeline AS
     ORDER BY c.seq, e.ord, s.at;
 COMMENT ON VIEW accord.timeline IS 'the life of an event across its channels: recorded, committed, every attempt and every state of the backlog, in the order of time; ask WHERE event_id = ...';
 
+-- What its dispatcher shows of an endpoint: nothing is counted, no log is read.
+CREATE FUNCTION accord.endpoint_state(channel text, account text,
+    OUT mode text, OUT breaker text, OUT next_probe_at timestamptz, OUT throttled_until timestamptz,
+    OUT owed bigint, OUT oldest_owed timestamptz, OUT queued bigint, OUT scheduled bigint, OUT sending bigint,
+    OUT retrying bigint, OUT held bigint, OUT dead bigint, OUT in_flight integer, OUT tokens bigint,
+    OUT delivered_1m real, OUT delivered_5m real, OUT failed_1m real, OUT failed_5m real, OUT p50_ms real,
+    OUT p99_ms real, OUT last_delivered_at timestamptz, OUT last_attempt_at timestamptz, OUT last_outcome text,
+    OUT last_error text, OUT last_error_at timestamptz)
+    RETURNS record
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'accord_endpoint_state';
+COMMENT ON FUNCTION accord.endpoint_state(text, text) IS 'internal: what its dispatcher shows of an endpoint; an empty account is the channel itself; null when nobody dispatches here';
+
 CREATE VIEW accord.status AS
-    WITH owed AS (
-        SELECT o.channel, o.account, pg_catalog.count(*) AS owed, pg_catalog.min(o.committed_at) AS oldest_owed,
-               pg_catalog.count(*) FILTER (WHERE o.state IN ('queued', 'waiting')) AS queued,
-               pg_catalog.count(*) FILTER (WHERE o.state = 'scheduled') AS scheduled,
-               pg_catalog.count(*) FILTER (WHERE o.state = 'sending') AS sending,
-               pg_catalog.count(*) FILTER (WHERE o.state IN ('retrying', 'replayed')) AS retrying,
-               pg_catalog.count(*) FILTER (WHERE o.state = 'held') AS held
-        FROM accord.owed() o GROUP BY o.channel, o.account
-    ), dead AS (
-        SELECT b.channel, coalesce(b.account, '') AS account, pg_catalog.count(*) AS dead
-        FROM accord.backlog b WHERE b.state = 'dead' GROUP BY 1, 2
-    ), hour AS MATERIALIZED (
-        SELECT a.channel, a.account,
-               pg_catalog.count(*) FILTER (WHERE a.outcome = 'delivered') AS delivered,
-               pg_catalog.count(*) FILTER (WHERE a.outcome <> 'delivered') AS failed,
-               pg_catalog.percentile_disc(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY a.duration_ms)
-                   FILTER (WHERE a.outcome = 'delivered') AS percentiles,
-               pg_catalog.max(a.recorded_at) FILTER (WHERE a.outcome = 'delivered') AS last_delivered_at,
-               pg_catalog.max(a.recorded_at) AS last_attempt_at,
-               pg_catalog.max(a.recorded_at) FILTER (WHERE a.error IS NOT NULL) AS last_error_at
-        FROM accord.attempt_log a
-        WHERE a.recorded_at > pg_catalog.now() - interval '1 hour'
-        GROUP BY a.channel, a.account
-    ), last AS (
-        -- attempts that were settled together have the same time: any of them will do
-        SELECT a.channel, a.account,
-               pg_catalog.max(a.outcome) FILTER (WHERE a.recorded_at = h.last_attempt_at) AS outcome,
-               pg_catalog.max(a.error) FILTER (WHERE a.recorded_at = h.last_error_at) AS error
-        FROM hour h
-        JOIN accord.attempt_log a ON a.channel = h.channel AND a.account = h.account
-                                 AND a.recorded_at IN (h.last_attempt_at, h.last_error_at)
-        WHERE a.recorded_at > pg_catalog.now() - interval '1 hour'
-        GROUP BY a.channel, a.account
-    ), endpoint AS (
-        SELECT c.name AS channel, ''::text AS account FROM accord.channel c
-        UNION SELECT a.channel, a.name FROM accord.account a
-        UNION SELECT owed.channel, owed.account FROM owed
-        UNION SELECT dead.channel, dead.account FROM dead
-    )
     SELECT e.channel, nullif(e.account, '') AS account,
-           CASE WHEN c.name IS NULL THEN 'removed'
-                WHEN NOT c.enabled OR NOT coalesce(ac.enabled, true) THEN 'paused'
-                WHEN coalesce(o.owed, 0) = 0 THEN 'idle'
-                WHEN o.retrying + o.held > 0 AND l.outcome IS DISTINCT FROM 'delivered' THEN 'failing'
+           CASE WHEN NOT e.enabled OR p.since IS NOT NULL THEN 'paused'
+                WHEN s.mode IS NULL THEN 'stopped'
+                WHEN s.breaker <> 'closed' THEN 'broken'
+                WHEN s.throttled_until > pg_catalog.clock_timestamp() THEN 'throttled'
+                WHEN s.owed = 0 THEN 'idle'
+                WHEN s.retrying + s.held > 0 AND s.last_outcome IS DISTINCT FROM 'delivered' THEN 'failing'
                 ELSE 'busy' END AS state,
-           coalesce(o.owed, 0) AS owed, o.oldest_owed, coalesce(o.queued, 0) AS queued,
-           coalesce(o.scheduled, 0) AS scheduled, coalesce(o.sending, 0) AS sending,
-           coalesce(o.retrying, 0) AS retrying, coalesce(o.held, 0) AS held,
-           coalesce(d.dead, 0) AS dead,
-           coalesce(h.delivered, 0) AS delivered_last_hour, coalesce(h.failed, 0) AS failed_last_hour,
-           h.percentiles[1] AS p50_ms, h.percentiles[2] AS p99_ms, h.last_delivered_at,
-           h.last_attempt_at, l.outcome AS last_outcome, l.error AS last_error, h.last_error_at
-    FROM endpoint e
-    LEFT JOIN accord.channel c ON c.name = e.channel
-    LEFT JOIN accord.account ac ON ac.channel = e.channel AND ac.name = e.account
-    LEFT JOIN owed o ON o.channel = e.channel AND o.account = e.account
-    LEFT JOIN dead d ON d.channel = e.channel AND d.account = e.account
-    LEFT JOIN hour h ON h.channel = e.channel AND h.account = e.account
-    LEFT JOIN last l ON l.channel = e.channel AND l.account = e.account;
-COMMENT ON VIEW accord.status IS 'every endpoint (channel, or account of a channel): what it is owed, what failed, how fast it answers, and its last error';
+           s.mode, s.owed, s.oldest_owed, s.queued, s.scheduled, s.sending, s.retrying, s.held, s.dead, s.in_flight,
+           s.tokens, s.breaker, s.next_probe_at,
+           CASE WHEN s.throttled_until > pg_catalog.clock_timestamp() THEN s.throttled_until END AS throttled_until,
+           p.since AS paused_since, p.until AS paused_until, p.reason AS paused_reason,
+           s.delivered_1m, s.delivered_5m, s.failed_1m, s.failed_5m, s.p50_ms, s.p99_ms,
+           s.last_delivered_at, s.last_attempt_at, s.last_outcome, s.last_error, s.last_error_at
+    FROM (SELECT c.name AS channel, ''::text AS account, c.enabled FROM accord.channel c
+          UNION ALL
+          SELECT a.channel, a.name, a.enabled AND c.enabled
+          FROM accord.account a JOIN accord.channel c ON c.name = a.channel) e
+    CROSS JOIN LATERAL accord.endpoint_state(e.channel, e.account) s
+    LEFT JOIN LATERAL (SELECT q.since, q.until, q.reason FROM accord.paused q
+                       WHERE q.channel = e.channel AND (q.account IS NULL OR q.account = e.account)
+                         AND (q.until IS NULL OR q.until > pg_catalog.now())
+                       ORDER BY q.account LIMIT 1) p ON true;
+COMMENT ON VIEW accord.status IS 'every endpoint (channel, or account of a channel), live: what it is owed, whether it lags, its circuit breaker and limits, rates over one and five minutes, latency, and its last error; null where nobody dispatches';

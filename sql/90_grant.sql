@@ -26,7 +26,8 @@ BEGIN
                    'accord.timeline, accord.status, accord.channel, accord.account, accord.route, accord.identity, '
                    'accord.idempotency_key TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.safe_seq(), accord.read(bigint, integer), '
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), '
+                   'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb) TO %s', role);
 END
 $$;

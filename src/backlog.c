@@ -221,6 +221,8 @@ form_cursor(const void *rows, int i, Relation rel, int slot,
 	add_int64(&row, from->version, false);
 	add_int64(&row, from->point.seq, from->done);
 	add_int64(&row, now, false);
+	add_int64(&row, from->behind, from->done);
+	add_int64(&row, from->counted, from->done);
 	add_datum(&row, Int32GetDatum(from->point.ord), from->done);
 	add_datum(&row, Int16GetDatum(slot), false);
 	add_datum(&row, Int16GetDatum(from->priority), false);
@@ -493,7 +495,7 @@ accord_backlog_cursors(AccordCursorVisit visit, void *arg)
 	Portal		portal;
 
 	portal = open_query("SELECT version, seq, ord, channel, account, "
-						"priority::int FROM "
+						"priority::int, behind, counted FROM "
 						"(SELECT DISTINCT ON (channel, account, priority) * "
 						"FROM accord.cursor_log ORDER BY channel, account, "
 						"priority, version DESC) AS latest", 0, NULL, NULL);
@@ -508,11 +510,35 @@ accord_backlog_cursors(AccordCursorVisit visit, void *arg)
 				.done = column_int64(i, 2) == 0,
 				.channel = column_text(i, 4),
 				.account = column_text(i, 5),
-				.priority = column_int32(i, 6)
+				.priority = column_int32(i, 6),
+				.behind = column_int64(i, 7),
+				.counted = column_int64(i, 8)
 			};
 
 			visit(&row, arg);
 		}
+		SPI_freetuptable(SPI_tuptable);
+	} while (SPI_processed > 0);
+	close_query(portal);
+}
+
+void
+accord_backlog_dead(AccordDeadVisit visit, void *arg)
+{
+	Portal		portal;
+
+	portal = open_query("SELECT channel, account, count(*) FROM "
+						"(SELECT DISTINCT ON (channel, account, seq, ord) * "
+						"FROM accord.backlog_log ORDER BY channel, account, "
+						"seq, ord, version DESC) AS latest "
+						"WHERE state = 'dead' GROUP BY channel, account",
+						0, NULL, NULL);
+	do
+	{
+		SPI_cursor_fetch(portal, true, 1000);
+		for (int i = 0; i < (int) SPI_processed; i++)
+			visit(column_text(i, 1), column_text(i, 2), column_int64(i, 3),
+				  arg);
 		SPI_freetuptable(SPI_tuptable);
 	} while (SPI_processed > 0);
 	close_query(portal);

@@ -86,6 +86,9 @@ typedef struct AccordCursorRow
 	int64		version;
 	int			priority;
 	AccordPoint point;
+	int64		behind;			/* owed after the point, and not in the
+								 * backlog, */
+	int64		counted;		/* ... of the log up to this transaction */
 	bool		done;			/* lags no longer: a null seq */
 	const char *channel;
 	const char *account;
@@ -110,6 +113,7 @@ extern void accord_backlog_append_transitions(const AccordTransitionRow *rows,
  * settled: what was settled for good after seq, in either log.
  * cursors: the last cursor of each endpoint and priority that ever had one; it
  *   is in force unless it is done. Versions go on from there.
+ * dead: how many dead letters each endpoint has.
  * breakers: of each endpoint whose circuit breaker was not closed, when its
  *   next probe is due.
  */
@@ -117,6 +121,8 @@ typedef bool (*AccordBacklogVisit) (const AccordBacklogRow *row, void *arg);
 typedef void (*AccordSettledVisit) (const char *channel, const char *account,
 									int64 seq, int ord, void *arg);
 typedef void (*AccordCursorVisit) (const AccordCursorRow *row, void *arg);
+typedef void (*AccordDeadVisit) (const char *channel, const char *account,
+								 int64 n, void *arg);
 typedef void (*AccordBreakerVisit) (const AccordTransitionRow *row, void *arg);
 
 extern void accord_backlog_load(const char *channel, const char *account,
@@ -130,6 +136,7 @@ extern Jsonb *accord_backlog_request(const char *channel, const char *account,
 									 int64 seq, int ord);
 extern void accord_backlog_settled(int64 after, AccordSettledVisit visit,
 								   void *arg);
+extern void accord_backlog_dead(AccordDeadVisit visit, void *arg);
 extern void accord_backlog_breakers(AccordBreakerVisit visit, void *arg);
 extern void accord_backlog_cursors(AccordCursorVisit visit, void *arg);
 

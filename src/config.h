@@ -113,7 +113,7 @@ typedef struct AccordRoute
 	int			batch_bytes;	/* of payloads; 0: no limit */
 	int64		batch_wait_ms;	/* 0: goes with what is ready */
 	char	   *batch_group;	/* template; NULL: all of an account */
-	char	   *batch_function;	/* schema-qualified and quoted, or NULL */
+	char	   *batch_function; /* schema-qualified and quoted, or NULL */
 	Oid			batch_function_oid;
 	char	   *batch_items;	/* path of the items' results, or NULL */
 	char	   *batch_id;		/* template: how results name an item */

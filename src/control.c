@@ -115,6 +115,8 @@ decide(AccordDesk *desk, AccordConnection *connection, AccordBacklogRow *row,
 		keep = !endpoint->overflow && !accord_endpoint_full(desk, endpoint);
 		delivery = recall_delivery(desk, endpoint, row);
 	}
+	if (known && row->state == ACCORD_STATE_DEAD)
+		connection->n_dead--;
 	accord_delivery_withdraw(desk, delivery);
 	delivery->decided_by = seq;
 	if (discard)

@@ -58,6 +58,7 @@
 #include "ring.h"
 #include "settle.h"
 #include "shmem.h"
+#include "show.h"
 
 #define ADMIT_AT_ONCE 256		/* deliveries made ready for sending together */
 #define ADMIT_ROUNDS 8			/* ... so often before the network's turn */
@@ -751,6 +752,7 @@ turn(void)
 	bool		more;
 	bool		admitting = false;
 	bool		idle;
+	long		showing;
 	long		timeout;
 
 	land(now);
@@ -774,11 +776,12 @@ turn(void)
 		more |= !dlist_is_empty(&desk->ready) || accord_intake_hungry(desk);
 		now = GetCurrentTimestamp();
 	}
+	showing = accord_show(desk, idle && !more && !awake, now);
 	if (more || awake)
 		return 0;
 	timeout = earlier(accord_http_timeout(), due_timeout(now));
 	timeout = earlier(timeout, accord_settle_timeout(now, idle));
-	return timeout;
+	return earlier(timeout, showing);
 }
 
 /* Session settings: nobody's defaults shall stop or divert a dispatcher. */

@@ -140,6 +140,7 @@ accord_desk_create(int number, int count)
 									sizeof(ExceptionEntry), HASH_BLOBS);
 	dlist_init(&desk->active);
 	dlist_init(&desk->ready);
+	dlist_init(&desk->stale);
 	desk->due = pairingheap_allocate(compare_due, NULL);
 	desk->alarms = pairingheap_allocate(compare_alarms, NULL);
 	desk->batches = create_table(context, "pg_accord batches",
@@ -221,6 +222,15 @@ enter_hub(AccordDesk *desk, const char *channel)
 	return hub;
 }
 
+void
+accord_connection_touch(AccordDesk *desk, AccordConnection *connection)
+{
+	if (connection->stale)
+		return;
+	connection->stale = true;
+	dlist_push_tail(&desk->stale, &connection->stale_node);
+}
+
 AccordConnection *
 accord_desk_connection(AccordDesk *desk, const char *channel,
 					   const char *account, bool create)
@@ -249,6 +259,10 @@ accord_desk_connection(AccordDesk *desk, const char *channel,
 	connection->weight = 1;
 	connection->ordered = true;
 	connection->alarm.connection = connection;
+	connection->last_outcome = -1;
+	connection->board = -1;
+	dlist_init(&connection->exceptions);
+	accord_connection_touch(desk, connection);
 	entry->connection = connection;
 	return connection;
 }
@@ -496,6 +510,7 @@ accord_connection_sleep(AccordDesk *desk, AccordConnection *connection,
 						TimestampTz until)
 {
 	set_alarm(desk, &connection->alarm, until);
+	accord_connection_touch(desk, connection);
 	if (until != 0)
 		accord_connection_rest(desk, connection);
 	accord_connection_rotate(desk, connection);
@@ -651,6 +666,7 @@ list_owed(AccordDesk *desk, AccordDelivery *delivery, TimestampTz now)
 	endpoint->n_owed++;
 	desk->n_owed++;
 	desk->bytes += sizeof(AccordDelivery);
+	accord_connection_touch(desk, endpoint->connection);
 	desk->unrest = true;
 	accord_endpoint_touch(desk, endpoint);
 }
@@ -663,6 +679,7 @@ take(AccordDesk *desk, AccordDelivery *delivery)
 
 	delivery->phase = ACCORD_PHASE_TAKEN;
 	delivery->counted = true;
+	accord_connection_touch(desk, connection);
 	delivery->endpoint->n_taken++;
 	connection->gate.in_flight++;
 	connection->hub->gate.in_flight++;
@@ -671,13 +688,14 @@ take(AccordDesk *desk, AccordDelivery *delivery)
 
 /* ... and does not count any more. */
 static void
-untake(AccordDelivery *delivery)
+untake(AccordDesk *desk, AccordDelivery *delivery)
 {
 	AccordConnection *connection = delivery->endpoint->connection;
 
 	Assert(delivery->counted);
 	Assert(connection->gate.in_flight > 0);
 	delivery->counted = false;
+	accord_connection_touch(desk, connection);
 	delivery->endpoint->n_taken--;
 	connection->gate.in_flight--;
 	connection->hub->gate.in_flight--;
@@ -721,6 +739,7 @@ unlist_owed(AccordDesk *desk, AccordDelivery *delivery, bool evicted)
 	delivery->endpoint->n_owed--;
 	desk->n_owed--;
 	desk->bytes -= sizeof(AccordDelivery);
+	accord_connection_touch(desk, delivery->endpoint->connection);
 	accord_endpoint_touch(desk, delivery->endpoint);
 }
 
@@ -747,6 +766,10 @@ enter_exception(AccordDesk *desk, AccordDelivery *delivery)
 	entry = hash_search(desk->exceptions, &key, HASH_ENTER, NULL);
 	entry->delivery = delivery;
 	delivery->excepted = true;
+	dlist_push_tail(&delivery->endpoint->connection->exceptions,
+					&delivery->except_node);
+	delivery->endpoint->connection->n_state[delivery->state]++;
+	accord_connection_touch(desk, delivery->endpoint->connection);
 	delivery->endpoint->n_exceptions++;
 	desk->n_exceptions++;
 }
@@ -762,6 +785,9 @@ leave_exception(AccordDesk *desk, AccordDelivery *delivery)
 				  delivery->ord);
 	hash_search(desk->exceptions, &key, HASH_REMOVE, NULL);
 	delivery->excepted = false;
+	dlist_delete(&delivery->except_node);
+	delivery->endpoint->connection->n_state[delivery->state]--;
+	accord_connection_touch(desk, delivery->endpoint->connection);
 	delivery->endpoint->n_exceptions--;
 	desk->n_exceptions--;
 }
@@ -779,9 +805,14 @@ void
 accord_delivery_except(AccordDesk *desk, AccordDelivery *delivery,
 					   AccordState state)
 {
+	AccordConnection *connection = delivery->endpoint->connection;
+
 	enter_exception(desk, delivery);
 	delivery->version++;
+	connection->n_state[delivery->state]--;
+	connection->n_state[state]++;
 	delivery->state = state;
+	accord_connection_touch(desk, connection);
 	unlist_owed(desk, delivery, false);
 }
 
@@ -1011,7 +1042,7 @@ accord_delivery_put_back(AccordDesk *desk, AccordDelivery *delivery)
 	AccordEndpoint *endpoint = delivery->endpoint;
 
 	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->settling);
-	untake(delivery);
+	untake(desk, delivery);
 	delivery->phase = ACCORD_PHASE_READY;
 	dlist_push_head(&endpoint->ready, &delivery->queue_node);
 	accord_connection_rotate(desk, endpoint->connection);
@@ -1031,7 +1062,7 @@ accord_delivery_defer(AccordDesk *desk, AccordDelivery *delivery,
 					  TimestampTz until)
 {
 	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->settling);
-	untake(delivery);
+	untake(desk, delivery);
 	delivery->due_at = until;
 	delivery->phase = ACCORD_PHASE_PARKED;
 	pairingheap_add(desk->due, &delivery->due_node);
@@ -1042,7 +1073,7 @@ void
 accord_delivery_uncount(AccordDesk *desk, AccordDelivery *delivery)
 {
 	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->settling);
-	untake(delivery);
+	untake(desk, delivery);
 	accord_connection_rotate(desk, delivery->endpoint->connection);
 }
 
@@ -1094,7 +1125,7 @@ accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,
 	Assert(delivery->phase == ACCORD_PHASE_TAKEN);
 	Assert(!delivery->answered);
 	if (delivery->counted)
-		untake(delivery);
+		untake(desk, delivery);
 	if (answered)
 	{
 		delivery->answered = true;
@@ -1173,6 +1204,7 @@ accord_endpoint_lag(AccordDesk *desk, AccordEndpoint *endpoint, AccordPoint from
 	if (endpoint->lagging)
 		return;
 	endpoint->lagging = true;
+	accord_connection_touch(desk, endpoint->connection);
 	endpoint->cursor = from;
 	desk->unrest = true;
 	accord_endpoint_touch(desk, endpoint);

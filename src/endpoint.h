@@ -11,6 +11,7 @@
 #include "backlog.h"
 #include "breaker.h"
 #include "config.h"
+#include "gauge.h"
 #include "lib/ilist.h"
 #include "lib/pairingheap.h"
 #include "limit.h"
@@ -49,6 +50,7 @@ typedef struct AccordDelivery
 	struct AccordRequest *request;	/* made, waits for its intent to be
 									 * durable; owner: dispatch.c */
 	dlist_node	owed_node;		/* in endpoint->owed, while owed */
+	dlist_node	except_node;	/* in connection->exceptions, while excepted */
 	dlist_node	queue_node;		/* in endpoint->ready or lane->waiting */
 	dlist_node	merge_node;		/* in its merge's list, while "merging" */
 	struct AccordBatch *batch;	/* TAKEN: goes with others, or may; NULL: by
@@ -209,6 +211,18 @@ typedef struct AccordConnection
 	bool		known;			/* has been configured */
 	TimestampTz paused_until;	/* 0: until somebody resumes it */
 	dlist_node	ready_node;
+	dlist_head	exceptions;
+	int			n_state[ACCORD_STATE_DEAD + 1]; /* of them */
+	int64		n_dead;
+	AccordGauge gauge;
+	TimestampTz last_delivered_at;
+	TimestampTz last_attempt_at;
+	TimestampTz last_error_at;
+	int			last_outcome;	/* AccordOutcome; -1: none yet */
+	char		last_error[200];
+	int			board;			/* its place there; -1: none yet */
+	bool		stale;			/* shows what is not true any more */
+	dlist_node	stale_node;		/* in desk->stale */
 	TimestampTz logged_at;		/* trouble was last put into the server log */
 	int			unlogged;		/* ... and not, since then */
 	AccordRetryPolicy policy;	/* of its channel; command parts per delivery */
@@ -230,6 +244,9 @@ typedef struct AccordEndpoint
 	int			n_owed;
 	int			n_leaving;		/* of them superseded */
 	int			n_exceptions;
+	int64		behind;			/* lagging: owed beyond the cursor */
+	int64		counted;		/* ... of the log up to there */
+	TimestampTz behind_since;	/* when the oldest of these was committed */
 	TimestampTz ahead_since;	/* reads ahead before it sends; 0: does not */
 	AccordPoint cursor;			/* lagging: read up to here */
 	AccordPoint passed;			/* highest that left "owed" and must not be
@@ -259,6 +276,7 @@ typedef struct AccordDesk
 	dlist_head	batches_due;	/* to be sent, as soon as it may be */
 	dlist_head	active;			/* endpoints that owe, lag or have a cursor */
 	dlist_head	ready;			/* hubs with something to send */
+	dlist_head	stale;			/* connections to be shown anew */
 	pairingheap *due;			/* PARKED deliveries by due_at */
 	pairingheap *alarms;		/* hubs and connections that sleep */
 	Size		bytes;			/* of events and deliveries held */
@@ -309,6 +327,10 @@ typedef struct AccordDeliveryKey
 extern AccordDeliveryKey accord_delivery_key(const char *channel,
 											 const char *account, int64 seq,
 											 int ord);
+
+/* What is shown of a connection is not true any more. */
+extern void accord_connection_touch(AccordDesk *desk,
+									AccordConnection *connection);
 
 /* All connections, one after the other; NULL: no more. */
 extern void accord_desk_scan(AccordDesk *desk, HASH_SEQ_STATUS *scan);

@@ -45,6 +45,7 @@ int			accord_idempotency_retention = 90 * MINUTES_PER_DAY;
 char	   *accord_allowed_networks = NULL;
 char	   *accord_ca_file = NULL;
 int			accord_max_databases = 64;
+int			accord_max_endpoints = 16384;
 
 static bool (*are_networks) (const char *list) = NULL;
 
@@ -106,12 +107,19 @@ define_worker_settings(void)
 							&accord_restart_interval, 5000, 100, MS_PER_HOUR,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	/* The size of shared memory is settled at server start. */
-	if (process_shared_preload_libraries_in_progress)
-		DefineCustomIntVariable("accord.max_databases",
-								"How many databases can have dispatchers.",
-								NULL,
-								&accord_max_databases, 64, 1, 10000,
-								PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	DefineCustomIntVariable("accord.max_databases",
+							"How many databases can have dispatchers.",
+							NULL,
+							&accord_max_databases, 64, 1, 10000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.max_endpoints",
+							"How many endpoints, of all databases, "
+							"accord.status can show live.",
+							"Each takes half a kilobyte of shared memory.",
+							&accord_max_endpoints, 16384, 16, 10000000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 }
 
 /* How a dispatcher works. */

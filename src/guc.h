@@ -28,6 +28,7 @@ extern int	accord_idempotency_retention;	/* minutes a key is kept */
 extern char *accord_allowed_networks;	/* private networks that may be called */
 extern char *accord_ca_file;	/* certificates to trust, else the system's */
 extern int	accord_max_databases;	/* places in shared memory */
+extern int	accord_max_endpoints;	/* shown in accord.status */
 
 /*
  * Defines them all; called once by _PG_init(). The argument says whether a

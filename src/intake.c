@@ -131,6 +131,21 @@ endpoint_has_room(AccordDesk *desk, AccordEndpoint *endpoint)
 		 endpoint->n_owed == 0);
 }
 
+/* The event is owed to an endpoint that lags: it comes to it later. */
+static void
+fall_behind(Routing *routing, AccordEndpoint *endpoint)
+{
+	int64		seq = routing->commit->seq;
+
+	/* what was counted before a restart, or is settled, is not new */
+	if (seq <= endpoint->counted ||
+		accord_recovery_settled(endpoint, seq, routing->ord))
+		return;
+	if (endpoint->behind++ == 0)
+		endpoint->behind_since = routing->commit->committed_at;
+	accord_connection_touch(routing->desk, endpoint->connection);
+}
+
 /*
  * Whether an endpoint takes the event now. One that cannot (its queue is full,
  * it is paused, memory is) begins to lag just before it.
@@ -142,7 +157,12 @@ endpoint_takes(Routing *routing, AccordEndpoint *endpoint)
 	AccordPoint before = {routing->commit->seq, routing->ord - 1};
 	AccordPoint point = {routing->commit->seq, routing->ord};
 
-	if (routing->first == NULL ? endpoint->lagging :
+	if (routing->first == NULL && endpoint->lagging)
+	{
+		fall_behind(routing, endpoint);
+		return false;
+	}
+	if (routing->first != NULL &&
 		(!endpoint->reading ||
 		 accord_point_compare(point, endpoint->cursor) <= 0))
 		return false;
@@ -154,7 +174,11 @@ endpoint_takes(Routing *routing, AccordEndpoint *endpoint)
 	if (routing->first != NULL)
 	{
 		if (endpoint_has_room(desk, endpoint) && !accord_settle_full())
+		{
+			endpoint->behind = Max(endpoint->behind - 1, 0);
+			endpoint->behind_since = routing->commit->committed_at;
 			return true;
+		}
 		endpoint->cursor = before;
 		endpoint->reading = false;
 		return false;
@@ -166,6 +190,7 @@ endpoint_takes(Routing *routing, AccordEndpoint *endpoint)
 		accord_endpoint_full(desk, endpoint) || accord_settle_full())
 	{
 		accord_endpoint_lag(desk, endpoint, before);
+		fall_behind(routing, endpoint);
 		return false;
 	}
 	return true;
@@ -256,6 +281,7 @@ make_room(AccordDesk *desk)
 	while (desk->bytes > limit)
 	{
 		AccordEndpoint *longest = NULL;
+		int			evicted;
 		AccordPoint before;
 		dlist_iter	iter;
 
@@ -268,9 +294,11 @@ make_room(AccordDesk *desk)
 				(longest == NULL || endpoint->n_owed > longest->n_owed))
 				longest = endpoint;
 		}
-		if (longest == NULL ||
-			accord_endpoint_evict(desk, longest, &before) == 0)
+		evicted = longest == NULL ? 0 :
+			accord_endpoint_evict(desk, longest, &before);
+		if (evicted == 0)
 			break;
+		longest->behind += evicted;
 		longest->lagging = true;
 		longest->cursor = before;
 		accord_endpoint_touch(desk, longest);
@@ -389,6 +417,8 @@ read_page(AccordDesk *desk, AccordEndpoint *first)
 		if (accord_point_compare(endpoint->cursor, desk->read) == 0)
 		{
 			endpoint->lagging = false;
+			endpoint->behind = 0;
+			accord_connection_touch(desk, endpoint->connection);
 			desk->unrest = true;	/* its cursor can be given back */
 			accord_endpoint_touch(desk, endpoint);
 		}

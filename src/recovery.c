@@ -15,11 +15,14 @@
  */
 #include "postgres.h"
 
+#include "utils/memutils.h"
+
 #include "assign.h"
 #include "db.h"
 #include "flow.h"
 #include "recovery.h"
 #include "request.h"
+#include "routing.h"
 
 /* Deliveries that were settled although the position does not say so. */
 static HTAB *settled = NULL;
@@ -212,9 +215,93 @@ load_cursor(const AccordCursorRow *row, void *arg)
 	if (row->done)
 		return;
 	endpoint->cursored = true;
+	endpoint->behind = row->behind;
+	endpoint->counted = row->counted;
 	endpoint->persisted = row->point;
 	accord_endpoint_lag(desk, endpoint, row->point);
 	accord_endpoint_touch(desk, endpoint);
+}
+
+/* Counting what endpoints that lag have come to be owed since their cursors
+ * were written. */
+typedef struct Recount
+{
+	AccordDesk *desk;
+	const AccordCommit *commit;
+	TupleTableSlot *row;
+} Recount;
+
+static void
+recount_target(AccordChannel *channel, const char *account,
+			   AccordRoute *route, void *arg)
+{
+	Recount    *recount = arg;
+	bool		isnull;
+	int			priority =
+	DatumGetInt16(slot_getattr(recount->row, ACCORD_EVENT_PRIORITY, &isnull));
+	int			ord =
+	DatumGetInt32(slot_getattr(recount->row, ACCORD_EVENT_ORD, &isnull));
+	AccordEndpoint *endpoint = accord_assign_endpoint(recount->desk,
+													  channel->name, account,
+													  priority);
+
+	if (endpoint != NULL && endpoint->lagging &&
+		recount->commit->seq > endpoint->counted &&
+		!accord_recovery_settled(endpoint, recount->commit->seq, ord))
+		endpoint->behind++;
+}
+
+static void
+recount_behind(AccordDesk *desk)
+{
+	MemoryContext scratch = AllocSetContextCreate(CurrentMemoryContext,
+												  "pg_accord recount",
+												  ALLOCSET_DEFAULT_SIZES);
+	AccordPoint from = desk->read;
+	Recount		recount = {.desk = desk};
+	AccordLogReader *reader;
+	AccordCommit commit;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		if (endpoint->lagging)
+			from.seq = Min(from.seq, endpoint->counted);
+	}
+	reader = accord_log_open(from, desk->read.seq);
+	recount.commit = &commit;
+	while (accord_log_next_commit(reader, &commit))
+		while ((recount.row = accord_log_next_event(reader)) != NULL)
+		{
+			MemoryContext old = MemoryContextSwitchTo(scratch);
+
+			accord_routing_visit(accord_assign_config(), recount.row,
+								 recount_target, &recount);
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(scratch);
+		}
+	accord_log_close(reader);
+	MemoryContextDelete(scratch);
+	dlist_foreach(iter, &desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		endpoint->counted = Max(endpoint->counted, desk->read.seq);
+	}
+}
+
+static void
+load_dead(const char *channel, const char *account, int64 n, void *arg)
+{
+	AccordConnection *connection = accord_assign_connection(arg, channel,
+															account);
+
+	if (connection != NULL)
+		connection->n_dead = n;
 }
 
 static void
@@ -249,6 +336,8 @@ accord_recovery_start(AccordDesk *desk)
 		lowest = Min(lowest, endpoint->persisted.seq - 1);
 	}
 	accord_backlog_breakers(load_breaker, desk);
+	accord_backlog_dead(load_dead, desk);
 	load_settled(desk, lowest);
+	recount_behind(desk);
 	accord_backlog_load(NULL, NULL, desk->read, load_any, desk);
 }

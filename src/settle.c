@@ -22,6 +22,7 @@
 
 #include "access/xact.h"
 #include "common/pg_prng.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/datum.h"
 #include "utils/guc.h"
@@ -154,6 +155,35 @@ add_row(Settlement *settlement, AccordState state, const char *error,
 	return row;
 }
 
+/* What the endpoint shows of an attempt. */
+static void
+show_attempt(AccordDelivery *delivery, AccordOutcome outcome,
+			 const AccordHttpResponse *response, const char *error,
+			 TimestampTz now)
+{
+	AccordConnection *connection = delivery->endpoint->connection;
+	bool		delivered = outcome == ACCORD_OUTCOME_DELIVERED;
+
+	accord_connection_touch(batch.desk, connection);
+	if (outcome >= ACCORD_OUTCOME_SKIPPED && outcome != ACCORD_OUTCOME_LOST)
+		return;					/* nothing was tried */
+	accord_gauge_attempt(&connection->gauge, delivered,
+						 response ? response->duration_ms : -1, now);
+	connection->last_outcome = outcome;
+	connection->last_attempt_at = now;
+	if (delivered)
+		connection->last_delivered_at = now;
+	if (error != NULL)
+	{
+		connection->last_error_at = now;
+		strlcpy(connection->last_error, error,
+				sizeof(connection->last_error));
+		connection->last_error[pg_mbcliplen(connection->last_error,
+											strlen(connection->last_error),
+											sizeof(connection->last_error) - 1)] = '\0';
+	}
+}
+
 static void
 add_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 			const AccordHttpResponse *response, const char *error)
@@ -161,6 +191,7 @@ add_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 	AccordAttemptRow *row = &batch.attempts[batch.n_attempts++];
 	MemoryContext old = MemoryContextSwitchTo(batch.context);
 
+	show_attempt(delivery, outcome, response, error, GetCurrentTimestamp());
 	memset(row, 0, sizeof(*row));
 	row->seq = delivery->seq;
 	row->ord = delivery->ord;
@@ -566,6 +597,7 @@ static void
 add_cursor(AccordEndpoint *endpoint, AccordPoint point, bool done,
 		   TimestampTz now)
 {
+	AccordDesk *desk = batch.desk;
 	AccordCursorRow *row;
 
 	if (batch.n_cursors == batch.max_cursors)
@@ -578,6 +610,9 @@ add_cursor(AccordEndpoint *endpoint, AccordPoint point, bool done,
 	row->version = ++endpoint->cursor_version;
 	row->point = point;
 	row->done = done;
+	row->behind = endpoint->behind + endpoint->n_owed - endpoint->n_leaving;
+	row->counted = desk->read.ord == ACCORD_ORD_ALL ? desk->read.seq :
+		desk->read.seq - 1;
 	row->priority = endpoint->priority;
 	row->channel = endpoint->channel;
 	row->account = endpoint->account;
@@ -708,6 +743,8 @@ follow(Settlement *settlement, AccordSettleSend send)
 
 	if (settlement->has_row && settlement->sequel != SEQUEL_FREE)
 		accord_delivery_except(desk, delivery, settlement->state);
+	if (settlement->has_row && settlement->state == ACCORD_STATE_DEAD)
+		delivery->endpoint->connection->n_dead++;
 	if (delivery->event != NULL && (settlement->sequel == SEQUEL_PARK ||
 									settlement->sequel == SEQUEL_HOLD ||
 									(settlement->sequel == SEQUEL_SPILL &&

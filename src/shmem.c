@@ -23,6 +23,7 @@
 #include "utils/resowner.h"
 
 #include "accord.h"
+#include "board.h"
 #include "compat.h"
 #include "shmem.h"
 
@@ -67,6 +68,7 @@ request_shmem(void)
 	if (next_shmem_request_hook)
 		next_shmem_request_hook();
 	RequestAddinShmemSpace(add_size(floors_size(), accord_places_size()));
+	RequestAddinShmemSpace(accord_board_size());
 	RequestNamedLWLockTranche("pg_accord", 1);
 }
 
@@ -88,6 +90,7 @@ start_shmem(void)
 			pg_atomic_init_u64(&backends[i].own.floor, 0);
 	}
 	accord_places_start(&GetNamedLWLockTranche("pg_accord")->lock);
+	accord_board_start();
 	LWLockRelease(AddinShmemInitLock);
 }
 

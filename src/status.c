@@ -1,18 +1,21 @@
 /*
- * status.c: what is still owed, computed for whoever asks.
+ * status.c: what is still owed, and how endpoints are doing, for whoever asks.
  *
- * Runs in any backend. Dispatchers publish nothing: what they have settled is
- * in the logs, and how far they have come in positions and cursors. What is
- * owed is therefore the backlog, plus everything after those points that was
- * not settled, routed as a dispatcher would route it.
+ * Runs in any backend. accord.owed() is exact and asks nobody: what dispatchers
+ * have settled is in the logs, and how far they have come in positions and
+ * cursors. What is owed is therefore the backlog, plus everything after those
+ * points that was not settled, routed as a dispatcher would route it.
+ * accord.endpoint_state() is quick: it reads what dispatchers show.
  *
  * Invariants: the safe number is computed before the snapshot; the snapshot is
- * this function's own. The cost grows with what is owed, not with the log.
+ * this function's own. The cost of owed() grows with what is owed, not with the
+ * log.
  *
  * On failure the statement raises.
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -25,14 +28,18 @@
 
 #include "accord.h"
 #include "backlog.h"
+#include "board.h"
 #include "config.h"
 #include "control.h"
 #include "db.h"
 #include "endpoint.h"
+#include "guc.h"
 #include "log.h"
 #include "routing.h"
+#include "shmem.h"
 
 #define OWED_COLUMNS 11
+#define STATE_COLUMNS 25
 
 typedef struct CursorKey
 {
@@ -62,6 +69,7 @@ typedef struct OwedScan
 } OwedScan;
 
 PG_FUNCTION_INFO_V1(accord_owed);
+PG_FUNCTION_INFO_V1(accord_endpoint_state);
 
 static HTAB *
 create_table(const char *name, Size key, Size entry)
@@ -306,4 +314,109 @@ accord_owed(PG_FUNCTION_ARGS)
 	/* how the logs are read is not how the rest of the transaction is */
 	AtEOXact_GUC(false, nest_level);
 	PG_RETURN_NULL();
+}
+
+/* Whether a dispatcher works in this database. */
+static bool
+is_dispatched(void)
+{
+	AccordDatabase *table = accord_shmem_ready() ? accord_shmem_table() : NULL;
+
+	for (int i = 0; table != NULL && i < accord_max_databases; i++)
+		for (int j = 0; table[i].database == MyDatabaseId &&
+			 j < ACCORD_MAX_DISPATCHERS; j++)
+			if (pg_atomic_read_u32(&table[i].places[j].state) ==
+				ACCORD_PLACE_RUNNING)
+				return true;
+	return false;
+}
+
+/* Fills in the columns of a row, one after the other. */
+typedef struct StateBuilder
+{
+	Datum		values[STATE_COLUMNS];
+	bool		nulls[STATE_COLUMNS];
+	int			n;
+} StateBuilder;
+
+static void
+add_value(StateBuilder *builder, Datum value, bool isnull)
+{
+	builder->values[builder->n] = value;
+	builder->nulls[builder->n++] = isnull;
+}
+
+static void
+add_time(StateBuilder *builder, TimestampTz time)
+{
+	add_value(builder, TimestampTzGetDatum(time), time == 0);
+}
+
+/* A rate as of when it was shown has decayed since. */
+static void
+add_rate(StateBuilder *builder, double rate, int span, TimestampTz then)
+{
+	AccordGauge gauge = {.at = then};
+
+	gauge.delivered[span] = rate;
+	rate = accord_gauge_delivered(&gauge, span, GetCurrentTimestamp());
+	add_value(builder, Float4GetDatum((float4) rate), false);
+}
+
+/*
+ * accord.endpoint_state(channel, account): what its dispatcher shows of an
+ * endpoint; null when nobody dispatches here.
+ */
+Datum
+accord_endpoint_state(PG_FUNCTION_ARGS)
+{
+	char	   *channel = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char	   *account = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	AccordBoardRow row;
+	StateBuilder builder = {.n = 0};
+	TupleDesc	desc;
+
+	if (!accord_board_read(accord_endpoint_hash(channel, account), &row))
+	{
+		if (!is_dispatched())
+			PG_RETURN_NULL();
+		memset(&row, 0, sizeof(row));
+		row.tokens = row.last_outcome = -1;
+		row.p50_ms = row.p99_ms = -1;
+	}
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "accord.endpoint_state() must return a row");
+	add_value(&builder, CStringGetTextDatum(row.lagging ? "lagging" :
+											"direct"), false);
+	add_value(&builder, CStringGetTextDatum(accord_breaker_word(row.breaker)),
+			  false);
+	add_time(&builder, row.probe_at);
+	add_time(&builder, row.throttled_until);
+	add_value(&builder, Int64GetDatum(row.owed), false);
+	add_time(&builder, row.owed > 0 ? row.oldest_owed : 0);
+	add_value(&builder, Int64GetDatum(row.queued), false);
+	add_value(&builder, Int64GetDatum(row.scheduled), false);
+	add_value(&builder, Int64GetDatum(row.sending), false);
+	add_value(&builder, Int64GetDatum(row.retrying), false);
+	add_value(&builder, Int64GetDatum(row.held), false);
+	add_value(&builder, Int64GetDatum(row.dead), false);
+	add_value(&builder, Int32GetDatum(row.in_flight), false);
+	add_value(&builder, Int64GetDatum(row.tokens), row.tokens < 0);
+	add_rate(&builder, row.delivered[0], 0, row.written_at);
+	add_rate(&builder, row.delivered[1], 1, row.written_at);
+	add_rate(&builder, row.failed[0], 0, row.written_at);
+	add_rate(&builder, row.failed[1], 1, row.written_at);
+	add_value(&builder, Float4GetDatum((float4) row.p50_ms), row.p50_ms < 0);
+	add_value(&builder, Float4GetDatum((float4) row.p99_ms), row.p99_ms < 0);
+	add_time(&builder, row.last_delivered_at);
+	add_time(&builder, row.last_attempt_at);
+	add_value(&builder, row.last_outcome < 0 ? (Datum) 0 :
+			  CStringGetTextDatum(accord_retry_word(row.last_outcome)),
+			  row.last_outcome < 0);
+	add_value(&builder, CStringGetTextDatum(row.last_error),
+			  row.last_error[0] == '\0');
+	add_time(&builder, row.last_error_at);
+	Assert(builder.n == STATE_COLUMNS);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  builder.values, builder.nulls)));
 }

@@ -60,7 +60,8 @@ INSERT INTO expected VALUES
     ('commit_log', 'seq bigint not null, tx_id bigint not null, committed_at timestamptz not null, role oid not null,
         events integer not null, slot smallint not null, actor text, application_name text, client_addr
         inet, reason text, correlation_id text'),
-    ('cursor_log', 'version bigint not null, seq bigint, recorded_at timestamptz not null, ord integer, slot smallint
+    ('cursor_log', 'version bigint not null, seq bigint, recorded_at timestamptz not null, behind bigint, counted
+        bigint, ord integer, slot smallint
         not null, priority smallint not null, channel text not null, account text not null'),
     ('dead_letter', 'event_id uuid, channel text, account text, topic text, key text, op text, attempts integer, error
         text, died_at timestamptz, owed_since timestamptz, payload jsonb, seq bigint, ord integer'),
@@ -91,12 +92,16 @@ INSERT INTO expected VALUES
         default ''{}''::jsonb, content_type text not null default ''application/json''::text, mode text
         not null default ''state''::text, body_function text, ambiguous text not null default
         ''hold''::text, coalesce text default ''{key}''::text, quiet interval, quiet_max interval, skip_unchanged
-        boolean not null default false, when_dead text not null default ''continue''::text, owner text not null default CURRENT_USER, description text'),
+        boolean not null default false, batch_size integer not null default 1, batch_bytes integer, batch_wait interval,
+        batch_group text, batch_function text, batch_items text, batch_id text not null default ''{key}''::text,
+        batch_item_id text, batch_item_status text, batch_item_error text, when_dead text not null default ''continue''::text, owner text not null default CURRENT_USER, description text'),
     ('secret', 'name text not null, value text not null, updated_at timestamptz not null default now()'),
-    ('status', 'channel text, account text, state text, owed bigint, oldest_owed timestamptz, queued bigint,
-        scheduled bigint, sending bigint, retrying bigint, held bigint, dead bigint, delivered_last_hour
-        bigint, failed_last_hour bigint, p50_ms real, p99_ms real, last_delivered_at timestamptz,
-        last_attempt_at timestamptz, last_outcome text, last_error text, last_error_at timestamptz'),
+    ('status', 'channel text, account text, state text, mode text, owed bigint, oldest_owed timestamptz, queued bigint,
+        scheduled bigint, sending bigint, retrying bigint, held bigint, dead bigint, in_flight integer, tokens bigint,
+        breaker text, next_probe_at timestamptz, throttled_until timestamptz, paused_since timestamptz, paused_until
+        timestamptz, paused_reason text, delivered_1m real, delivered_5m real, failed_1m real, failed_5m real, p50_ms
+        real, p99_ms real, last_delivered_at timestamptz, last_attempt_at timestamptz, last_outcome text, last_error
+        text, last_error_at timestamptz'),
     ('timeline', 'event_id uuid, topic text, key text, at timestamptz, channel text, account text, step text,
         attempt integer, status smallint, duration_ms real, detail text, seq bigint, ord integer');
 -- Blanks in the list above are for the eye.
@@ -253,7 +258,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                         'rate_limit', 'paused', 'outbox', 'backlog',
                         'dead_letter', 'attempt', 'timeline', 'status', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'secret.name', 'secret.updated_at']), 'SELECT'
-    UNION ALL SELECT unnest(ARRAY['owed', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE';
+    UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may
     UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'secret']) t,
@@ -336,7 +341,7 @@ INSERT INTO accord.attempt_log (seq, recorded_at, ord, attempt, slot, channel, a
 INSERT INTO accord.backlog_log (seq, tx_id, recorded_at, owed_since, ord, version, attempts, slot, event_slot,
                                 priority, channel, account, state)
     VALUES (0, 0, now(), now(), 1, 1, 1, 0, 0, 1, 'sf', '', 'dead');
-INSERT INTO accord.cursor_log VALUES (1, 0, now(), 1, 0, 1, 'sf', '');
+INSERT INTO accord.cursor_log VALUES (1, 0, now(), 0, 0, 1, 0, 1, 'sf', '');
 INSERT INTO accord.endpoint_log VALUES (now(), NULL, 0, 'sf', '', 'open');
 CREATE FUNCTION pg_temp.refused(replication_role text) RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE
