@@ -7,14 +7,19 @@ INSERT INTO accord.secret (name, value) VALUES
     ('messaging-key', 'demo-key');
 
 -- Times are short, because the show is; the defaults are made for the world outside.
-INSERT INTO accord.channel (name, base_url, auth, stall_timeout, retry_base, retry_cap) VALUES
-    ('ota', :'ota_url', '{"type": "bearer", "secret": "ota-token"}', '1 s', '100 ms', '2 s'),
+INSERT INTO accord.channel (name, base_url, auth, stall_timeout, retry_base, retry_cap, breaker_failures,
+                            breaker_cooldown, breaker_cap) VALUES
+    ('ota', :'ota_url', '{"type": "bearer", "secret": "ota-token"}', '1 s', '100 ms', '2 s', 5, '500 ms', '1 s'),
     ('calendar', :'calendar_url', '{"type": "basic", "user": "host", "secret": "calendar-password"}',
-     '2 s', '100 ms', '2 s'),
+     '2 s', '100 ms', '2 s', 5, '500 ms', '1 s'),
     ('messaging', :'messaging_url', '{"type": "header", "name": "X-Api-Key", "secret": "messaging-key"}',
-     '1 s', '100 ms', '2 s');
+     '1 s', '100 ms', '2 s', 5, '500 ms', '1 s');
 
--- Rates are state: only the latest matters, and putting it twice does no harm.
+-- What the booking site allows, a little less than it says.
+INSERT INTO accord.rate_limit (channel, amount, period, burst) VALUES ('ota', 250, '1 s', 100);
+
+-- Rates are state: only the latest matters, and putting it twice does no harm. Of changes of one night that have not been
+-- sent yet only the newest is.
 INSERT INTO accord.route (channel, topic, method, path)
     VALUES ('ota', 'rate.*', 'PUT', '/listings/{payload.listing}/rates/{payload.night}');
 

@@ -1,7 +1,7 @@
 """picture.py CAPTION-FILE: the live picture of the drain, until it is terminated.
 
 On a terminal the picture is drawn over itself four times a second; elsewhere it is one line a second. What it shows
-comes from SQL (accord.status, accord.commit_log), and its caption from a file that the show writes.
+comes from SQL (accord.status and the logs), and its caption from a file that the show writes.
 """
 import os
 import shutil
@@ -14,16 +14,20 @@ import database
 QUERY = """
 SELECT json_build_object(
     'channels', (SELECT json_agg(s ORDER BY s.place) FROM (
-        SELECT channel, state, owed, delivered_last_hour AS delivered, retrying, held, dead,
+        SELECT channel, state, coalesce(owed, 0) AS owed, coalesce(retrying, 0) AS retrying, coalesce(held, 0) AS held,
+               coalesce(dead, 0) AS dead, delivered, superseded,
                CASE WHEN last_error_at > now() - interval '5 s' THEN last_error END AS error,
                array_position(ARRAY['ota', 'calendar', 'messaging'], channel) AS place
-        FROM accord.status) s),
+        FROM accord.status, LATERAL (
+            SELECT count(*) FILTER (WHERE outcome = 'delivered') AS delivered,
+                   count(*) FILTER (WHERE outcome = 'superseded') AS superseded
+            FROM accord.attempt_log a WHERE a.channel = status.channel) done) s),
     'commits', count(*), 'events', coalesce(sum(events), 0),
     'abandoned', (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM abandoned))
 FROM accord.commit_log
 """
-HEADING = ('channel', 'in step', 'delivered', 'owed', 'retrying', 'held', 'dead', 'latest trouble')
-LAYOUT = '{:<10} {:<26} {:>9} {:>6} {:>9} {:>5} {:>5}  {}'
+HEADING = ('channel', 'in step', 'state', 'delivered', 'superseded', 'owed', 'retrying', 'dead', 'latest trouble')
+LAYOUT = '{:<10} {:<26} {:<9} {:>9} {:>10} {:>6} {:>8} {:>5}  {}'
 BAR = 26
 
 
@@ -67,8 +71,9 @@ class Terminal:
         return self.colour[style] + text + '\033[0m'
 
     def row(self, channel, width):
-        text = LAYOUT.format(channel['channel'], draw_bar(channel['delivered'], channel['owed']), channel['delivered'],
-                             channel['owed'], channel['retrying'], channel['held'], channel['dead'],
+        done = channel['delivered'] + channel['superseded']
+        text = LAYOUT.format(channel['channel'], draw_bar(done, channel['owed']), channel['state'], channel['delivered'],
+                             channel['superseded'], channel['owed'], channel['retrying'], channel['dead'],
                              ' '.join((channel['error'] or '').split()))[:width]
         style = 'bad' if channel['dead'] or channel['held'] else 'busy' if channel['owed'] else 'good'
         return self.paint(style, text)
@@ -113,7 +118,9 @@ class Lines:
     @staticmethod
     def describe(channel):
         text = f"{channel['channel']} {channel['delivered']} delivered, {channel['owed']} owed"
-        for name in ('retrying', 'held', 'dead'):
+        if channel['state'] in ('broken', 'throttled'):
+            text += f" ({channel['state']})"
+        for name in ('superseded', 'retrying', 'held', 'dead'):
             if channel[name]:
                 text += f', {channel[name]} {name}'
         return text

@@ -165,8 +165,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve(handler, port_file):
-    """Serves for ever on a free port of 127.0.0.1, whose number is written to a file once it is open."""
-    with Server(('127.0.0.1', 0), handler) as server:
+    """Serves for ever on 127.0.0.1: on a free port, whose number is written to a file once it is open; or on the port
+    it had before, when there is that file."""
+    port = 0
+    if os.path.exists(port_file):
+        with open(port_file, encoding='ascii') as file:
+            port = int(file.read())
+    with Server(('127.0.0.1', port), handler) as server:
         with open(port_file + '.new', 'w', encoding='ascii') as file:
             file.write(str(server.server_address[1]))
         os.rename(port_file + '.new', port_file)
