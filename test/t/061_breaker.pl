@@ -234,6 +234,9 @@ poll_until(sub { grep { !defined $_->{ended} } requests('hang/') }, 'the probe t
 insert('hang', undef, map { "${_}2" } 'a' .. 'h');
 mark();
 is(scalar(grep { !defined $_->{ended} } requests('hang/')), 1, 'while a probe is under way nothing else is');
+wait_for_rows($node, q{SELECT state, breaker, in_flight FROM accord.status WHERE channel = 'hang'},
+    'broken|half_open|1');
+pass('... which the status says');
 $stub->open_gate('hang');
 wait_for_delivered('hang', 16);
 
@@ -259,11 +262,19 @@ is(history('refuse'), 'open half_open closed', 'a probe that is rejected closes 
 
 # ---- changes
 
+sql(q{UPDATE accord.channel SET breaker_failures = NULL WHERE name = 'ratio'});
+mark();
+is(history('ratio'), 'open', 'a breaker that is configured away for one half stays open');
+sql(q{UPDATE accord.channel SET breaker_ratio = NULL WHERE name = 'ratio'});
+wait_for_delivered('ratio', 20);
+is(history('ratio'), 'open closed', '... for both, it closes');
 answer('row/a/', {});
-sql(q{UPDATE accord.channel SET breaker_failures = NULL WHERE name = 'row'});
+sql(q{SELECT accord.resume('row', 'b')});
+comes_to('row/a/', 3, 'another account resumed by hand: it stays open');
+is(sql(q{SELECT accord.resume('row', 'a')}), 'f', '... itself, though it was not paused:');
 wait_for_delivered('row', 16);
-is(arrived('row/a/k'), 'k1 k2 k3 k4', 'a breaker that is configured away lets everything go, in order');
-is(history('row', 'a'), 'open closed', '... it is closed');
+is(arrived('row/a/k') . ', ' . arrived('row/a/l'), 'k1 k2 k3 k4, l1 l2 l3 l4', '... everything goes, in order');
+like(history('row', 'a'), qr/^open (resumed )?closed/, '... it is closed');
 
 # ---- a crash while it is open
 
@@ -294,6 +305,9 @@ insert('hand', 'b', 'k1');
 wait_for_delivered('hand', 1);
 comes_to('hand/a/', 0, '... nothing is sent');
 is(history('hand', 'a') . ',' . history('hand', 'b'), 'paused,', '... which is recorded');
+wait_for_rows($node, q{SELECT account, state, paused_reason FROM accord.status WHERE channel = 'hand'
+    AND account <> '' ORDER BY 1}, 'a|paused|their migration', 'b|idle|');
+pass('... and shown');
 is(sql(q{BEGIN; SELECT accord.pause('hand'); ROLLBACK; SELECT count(*) FROM accord.paused}) =~ /(\d)$/ ? $1 : '', '1',
     'a pause that is rolled back is none');
 crash_server($node);
@@ -324,6 +338,8 @@ my $until = sql('SELECT extract(epoch FROM until) FROM accord.paused');
 insert('hand', $_, 'o1') for 'a', 'b';
 wait_for_delivered('hand', 11);
 is(scalar(grep { $_->{time} < $until } requests('hand/./o')), 0, 'until: not before, and by itself');
+is(sql(q{SELECT count(*) FROM accord.status WHERE channel = 'hand' AND state = 'paused'}), 0,
+    '... which is not shown any more');
 for my $case ([ q{'nobody_at_all'} => 'a channel' ], [ q{'hand', 'z'} => 'an account' ])
 {
     my (undef, undef, $stderr) =
