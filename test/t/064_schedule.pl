@@ -174,7 +174,8 @@ wait_for_rows($node, q{SELECT key, state, attempts FROM accord.backlog WHERE cha
 mark();
 is(join(' ', sort map { $_->{path} =~ m{/(.)/(\d)$} ? "$1$2" : () } requests('hold/')), 'a1 b1 c1 e1 e1 e1 z1',
     'when_dead = hold: refused, failed too often, no request can be made: its key waits, others do not');
-is(sql(q{SELECT held, dead FROM accord.status WHERE channel = 'hold'}), '5|0', '... which the status says');
+wait_for_rows($node, q{SELECT held, dead FROM accord.status WHERE channel = 'hold'}, '5|0');
+pass('... which the status says');
 crash_server($node);
 mark();
 wait_for_rows($node, q{SELECT count(*) FROM accord.backlog WHERE channel = 'hold' AND state = 'held'}, 5);
