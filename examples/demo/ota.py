@@ -20,7 +20,7 @@ journal = stand_in.Journal(sys.argv[1])
 rates = {}          # (listing, night): all that was applied, in that order
 limit = stand_in.Limit(rate=300, burst=150)
 plan = stand_in.Plan(seed=20270101,
-                     odds={'error': 0.01, 'busy': 0.01, 'silence': 0.002, 'stall': 0.003, 'cut': 0.01, 'drop': 0.005},
+                     odds={'error': 0.01, 'busy': 0.002, 'silence': 0.002, 'stall': 0.003, 'cut': 0.01, 'drop': 0.005},
                      spells=('unavailable', 'error', 'busy', 'stall'))
 
 
