@@ -8,7 +8,8 @@
  * sent.
  *
  * Invariants: pointers into the configuration are used between two refreshes
- * only; a delivery keeps its route's number, not its address.
+ * only, at which those that hubs and connections keep are set anew; a delivery
+ * keeps its route's number, not its address.
  *
  * On failure the configuration as it was stays in force.
  */
@@ -46,6 +47,8 @@ configure_connection(AccordDesk *desk, AccordConnection *connection)
 	accord_config_account(config, channel, connection->account);
 	TimestampTz now = GetCurrentTimestamp();
 
+	connection->hub->config = channel;
+	connection->config = account;
 	if (channel == NULL)
 	{
 		/* what it is owed is settled as discarded, or read past */
@@ -141,28 +144,22 @@ accord_assign_endpoint(AccordDesk *desk, const char *channel,
 AccordAccount *
 accord_assign_account(const AccordDelivery *delivery)
 {
-	AccordChannel *channel = accord_config_channel(config,
-												   delivery->endpoint->channel);
-
-	return channel == NULL || delivery->endpoint->account[0] == '\0' ? NULL :
-		accord_config_account(config, channel, delivery->endpoint->account);
+	return delivery->endpoint->connection->config;
 }
 
 bool
 accord_assign_route(AccordDelivery *delivery, AccordChannel **channel,
 					AccordAccount **account, AccordRoute **route)
 {
-	*account = NULL;
-	*channel = accord_config_channel(config, delivery->endpoint->channel);
+	AccordConnection *connection = delivery->endpoint->connection;
+
+	*account = connection->config;
+	*channel = connection->hub->config;
 	if (*channel == NULL)
 		return false;
-	if (delivery->endpoint->account[0] != '\0')
-	{
-		*account = accord_config_account(config, *channel,
-										 delivery->endpoint->account);
-		if (*account == NULL && (*channel)->has_accounts)
-			return false;
-	}
+	if (connection->account[0] != '\0' && *account == NULL &&
+		(*channel)->has_accounts)
+		return false;
 	*route = accord_config_route(*channel, delivery->route);
 	if (*route == NULL && delivery->event != NULL)
 	{

@@ -80,6 +80,13 @@ accord_breaker_reset(AccordBreaker *breaker)
 	return changed;
 }
 
+/* The place of a part, also of one before 2000, whose number is negative. */
+static int
+place_of(int64 part)
+{
+	return (int) ((uint64) part % ACCORD_BREAKER_PARTS);
+}
+
 /* Moves the window on to now; a clock that went back begins it anew. */
 static int
 window_part(AccordBreaker *breaker, int64 window_ms, TimestampTz now)
@@ -96,13 +103,17 @@ window_part(AccordBreaker *breaker, int64 window_ms, TimestampTz now)
 	while (breaker->part < part)
 	{
 		breaker->part++;
-		breaker->attempts[breaker->part % ACCORD_BREAKER_PARTS] = 0;
-		breaker->failed[breaker->part % ACCORD_BREAKER_PARTS] = 0;
+		breaker->attempts[place_of(breaker->part)] = 0;
+		breaker->failed[place_of(breaker->part)] = 0;
 	}
-	return (int) (part % ACCORD_BREAKER_PARTS);
+	return place_of(part);
 }
 
-/* Whether failures are too large a part of the window. */
+/*
+ * Whether failures are too large a part of the window. A quotient is the
+ * number nearest to it, as the ratio is: 11 of 20 are 0.55, though 0.55 * 20 is
+ * more than 11.
+ */
 static bool
 exceeds_ratio(const AccordBreaker *breaker, const AccordBreakerPolicy *policy)
 {
@@ -117,7 +128,7 @@ exceeds_ratio(const AccordBreaker *breaker, const AccordBreakerPolicy *policy)
 		failed += breaker->failed[i];
 	}
 	return attempts >= (uint64) Max(policy->minimum, 1) &&
-		(double) failed >= policy->ratio * (double) attempts;
+		(double) failed / (double) attempts >= policy->ratio;
 }
 
 /* A result while it is closed. True: it opened. */

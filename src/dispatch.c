@@ -781,6 +781,7 @@ turn(void)
 		return 0;
 	timeout = earlier(accord_http_timeout(), due_timeout(now));
 	timeout = earlier(timeout, accord_settle_timeout(now, idle));
+	timeout = earlier(timeout, accord_intake_timeout(desk, now));
 	return earlier(timeout, showing);
 }
 

@@ -161,12 +161,19 @@ static void
 connection_name(char *name, Size size, const char *channel, const char *account)
 {
 	const unsigned char *bytes = (const unsigned char *) account;
-	int			len = snprintf(name, size, "%s\n%s", channel, account);
+	Size		channel_len = strlen(channel);
+	Size		account_len = strlen(account);
 
-	if (len >= size)
+	if (channel_len + 1 + account_len < size)
+	{
+		memcpy(name, channel, channel_len);
+		name[channel_len] = '\n';
+		memcpy(name + channel_len + 1, account, account_len + 1);
+	}
+	else
 		snprintf(name, size, "%s\n\n" UINT64_FORMAT "." UINT64_FORMAT, channel,
-				 hash_bytes_extended(bytes, strlen(account), 1),
-				 hash_bytes_extended(bytes, strlen(account), 2));
+				 hash_bytes_extended(bytes, account_len, 1),
+				 hash_bytes_extended(bytes, account_len, 2));
 }
 
 uint64
@@ -546,6 +553,7 @@ accord_endpoint_touch(AccordDesk *desk, AccordEndpoint *endpoint)
 		dlist_push_tail(&desk->active, &endpoint->active_node);
 	else
 		dlist_delete(&endpoint->active_node);
+	desk->n_active += active ? 1 : -1;
 	endpoint->active = active;
 }
 

@@ -172,6 +172,7 @@ typedef struct AccordMeter
 typedef struct AccordHub
 {
 	char	   *channel;
+	AccordChannel *config;		/* as of today; NULL: it was removed */
 	AccordGate	gate;
 	AccordAllowance allowance;	/* when the channel's scope is itself */
 	AccordAlarm alarm;
@@ -193,6 +194,7 @@ typedef struct AccordHub
 typedef struct AccordConnection
 {
 	AccordHub  *hub;
+	AccordAccount *config;		/* as of today; NULL: it has none */
 	char	   *account;		/* "": the channel itself */
 	uint64		id;				/* seed of its lanes' hashes */
 	struct AccordEndpoint *endpoints[ACCORD_PRIORITIES];	/* or NULL */
@@ -280,6 +282,8 @@ typedef struct AccordDesk
 	pairingheap *due;			/* PARKED deliveries by due_at */
 	pairingheap *alarms;		/* hubs and connections that sleep */
 	Size		bytes;			/* of events and deliveries held */
+	int			n_active;		/* in the active list */
+	int			n_overflow;		/* endpoints with more exceptions than fit */
 	int			n_exceptions;
 	int			n_owed;			/* by memory alone, of all endpoints */
 	bool		unrest;			/* not all of it is looked after: in flight,

@@ -49,6 +49,9 @@
 #define AHEAD_AT_MOST 5000000	/* us that reading ahead may keep from sending */
 #define PAGES 4					/* slices that endpoints behind may read then */
 
+static TimestampTz looked_at = 0;	/* all endpoints were, and none was hungry */
+static bool look_again = false; /* somebody asked since, too early */
+
 /* One event as it is routed; made once, shared by its deliveries. */
 typedef struct Routing
 {
@@ -425,6 +428,17 @@ read_page(AccordDesk *desk, AccordEndpoint *first)
 	}
 }
 
+/*
+ * Whether it is time to look at all endpoints: in as many microseconds as there
+ * are of them, so that looking never takes more than a small part of the time.
+ */
+static bool
+look_is_due(AccordDesk *desk, TimestampTz now)
+{
+	look_again = now >= looked_at && now - looked_at < desk->n_active;
+	return !look_again;
+}
+
 /* Lets endpoints that lag read on; true: one could read more at once. */
 static bool
 read_pages(AccordDesk *desk)
@@ -432,7 +446,10 @@ read_pages(AccordDesk *desk)
 	AccordEndpoint *endpoint;
 	dlist_mutable_iter iter;
 
-	dlist_foreach_modify(iter, &desk->active)
+	if (!look_is_due(desk, GetCurrentTimestamp()))
+		return false;
+	if (desk->n_overflow > 0)
+		dlist_foreach_modify(iter, &desk->active)
 	{
 		endpoint = dlist_container(AccordEndpoint, active_node, iter.cur);
 		if (accord_endpoint_short(desk, endpoint) && !accord_settle_pending())
@@ -451,8 +468,11 @@ read_pages(AccordDesk *desk)
 bool
 accord_intake_hungry(AccordDesk *desk)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	dlist_iter	iter;
 
+	if (!look_is_due(desk, now))
+		return false;
 	dlist_foreach(iter, &desk->active)
 	{
 		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
@@ -462,7 +482,16 @@ accord_intake_hungry(AccordDesk *desk)
 			endpoint_is_behind(desk, endpoint))
 			return true;
 	}
+	looked_at = now;
 	return false;
+}
+
+long
+accord_intake_timeout(AccordDesk *desk, TimestampTz now)
+{
+	if (!look_again)
+		return -1;
+	return Max(looked_at + desk->n_active - now + 999, 0) / 1000;
 }
 
 static bool
@@ -506,6 +535,9 @@ bool
 accord_intake_short(AccordDesk *desk)
 {
 	dlist_iter	iter;
+
+	if (desk->n_overflow == 0)
+		return false;
 
 	dlist_foreach(iter, &desk->active)
 	{

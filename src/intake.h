@@ -15,8 +15,13 @@
  */
 extern bool accord_intake_read(AccordDesk *desk);
 
-/* Whether endpoints have room for what was left on disk. */
+/*
+ * Whether endpoints have room for what was left on disk. With thousands of
+ * them that is looked at every few milliseconds only: in how many it is worth
+ * asking again, -1: something else will come before.
+ */
 extern bool accord_intake_hungry(AccordDesk *desk);
+extern long accord_intake_timeout(AccordDesk *desk, TimestampTz now);
 
 /* Whether that may be a part of the backlog: nothing may be settling then. */
 extern bool accord_intake_short(AccordDesk *desk);

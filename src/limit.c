@@ -189,6 +189,16 @@ part_number(const char *part, const char *end, const char *name)
 	return parse_number(part + len + 1, end - part - len - 1);
 }
 
+/* Whether fewer are left, or as many for longer; nothing said: many. */
+static bool
+is_scarcer(const Statement *policy, const Statement *than)
+{
+	if (than->remaining < 0 || policy->remaining < than->remaining)
+		return true;
+	return policy->remaining == than->remaining &&
+		policy->reset > than->reset;
+}
+
 /* The field RateLimit, in both of its forms. */
 static Statement
 parse_field(const char *value, TimestampTz now)
@@ -211,8 +221,7 @@ parse_field(const char *value, TimestampTz now)
 		old.reset = reset >= 0 ? reset_of_number(reset, now) : old.reset;
 		if (*end != ';')
 		{
-			if (item.remaining >= 0 && (field.remaining < 0 ||
-										item.remaining < field.remaining))
+			if (item.remaining >= 0 && is_scarcer(&item, &field))
 				field = item;
 			item.remaining = item.reset = -1;
 		}
@@ -308,8 +317,11 @@ accord_limit_refused(AccordAllowance *allowance, int64 retry_after_ms,
 					 int64 reset_ms, int64 base_ms, int64 cap_ms, double dice,
 					 TimestampTz sent_at, TimestampTz now)
 {
-	int64		ms = retry_after_ms >= 0 ? retry_after_ms : reset_ms;
+	int64		ms = retry_after_ms > 0 ? retry_after_ms : reset_ms;
 
+	/* a time that is over already says nothing: it was refused after it */
+	if (ms <= 0)
+		ms = -1;
 	/* what was sent before the last pause began belongs to its refusal */
 	if (allowance->refusals == 0 || sent_at >= allowance->not_before)
 		allowance->refusals++;

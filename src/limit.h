@@ -102,11 +102,13 @@ extern void accord_limit_heed(AccordAllowance *allowance,
 
 /*
  * A request was refused as too early. Until retry_after_ms later nothing is
- * to be sent, or, when that is -1 and the hint had no reset either (reset_ms
- * -1), for a time that doubles with each refusal in a row: half of it fixed,
- * half by dice (uniform in [0, 1)), between base_ms and cap_ms. A pause is
- * never shortened, and at most one day. Refusals of requests sent before the
- * pause began count as one: sent_at is when this one was.
+ * to be sent; when that is not said (-1) or over already (0: a clock that is
+ * ahead, a second cut off), until the hint's reset, reset_ms later; when that
+ * is not said or over either, for a time that doubles with each refusal in a
+ * row: half of it fixed, half by dice (uniform in [0, 1)), between base_ms and
+ * cap_ms. A pause is never shortened, and at most one day. Refusals of
+ * requests sent before the pause began count as one: sent_at is when this one
+ * was.
  */
 extern void accord_limit_refused(AccordAllowance *allowance,
 								 int64 retry_after_ms, int64 reset_ms,

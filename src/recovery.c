@@ -143,6 +143,8 @@ admit_exception(AccordDesk *desk, AccordEndpoint *endpoint,
 void
 accord_recovery_overflow(AccordDesk *desk, AccordEndpoint *endpoint)
 {
+	if (!endpoint->overflow)
+		desk->n_overflow++;
 	endpoint->overflow = true;
 	endpoint->loaded.seq = 0;
 	endpoint->loaded.ord = ACCORD_ORD_ALL;
@@ -196,8 +198,11 @@ accord_recovery_load(AccordDesk *desk, AccordEndpoint *endpoint)
 
 	accord_backlog_load(endpoint->channel, endpoint->account,
 						endpoint->loaded, load_one, &more);
-	if (!more.full)
+	if (!more.full && endpoint->overflow)
+	{
 		endpoint->overflow = false;
+		desk->n_overflow--;
+	}
 	accord_endpoint_touch(desk, endpoint);
 }
 

@@ -40,6 +40,8 @@
 
 #define BATCH_LIMIT 1000		/* deliveries that settle together */
 #define SPILL_AFTER 1000		/* ms */
+#define CURSORS_PER_SECOND 500
+#define LOOK_EVERY 200			/* ms */
 #define LOG_EVERY 10000			/* ms */
 #define HTTP_TOO_MANY_REQUESTS 429
 
@@ -77,9 +79,11 @@ static struct
 	int			n_rows;
 	int			n_attempts;
 	int			n_cursors;
+	int			n_active;		/* endpoints with a cursor, or that owe */
 	int			max_cursors;
 	bool		urgent;			/* an endpoint waits for the commit */
 	TimestampTz since;			/* first one's arrival */
+	TimestampTz looked_at;		/* for what lasts, and at cursors */
 	TimestampTz last_commit;
 	TimestampTz last_duration;	/* microseconds the last commit took */
 	int64		position;		/* what committed batches allow */
@@ -621,6 +625,17 @@ add_cursor(AccordEndpoint *endpoint, AccordPoint point, bool done,
 }
 
 /*
+ * How long a cursor stands, in microseconds. It need not be exact, so that
+ * thousands of endpoints write no more than some hundreds of rows a second.
+ */
+static int64
+cursor_interval(void)
+{
+	return Max((int64) SPILL_AFTER * 1000,
+			   (int64) batch.n_active * USECS_PER_SEC / CURSORS_PER_SECOND);
+}
+
+/*
  * An endpoint that lags, or whose queue has not moved for a while, keeps its
  * own cursor, so that the position can go on; one that has caught up with the
  * position gives it back. It is written now and then: what was settled after
@@ -635,18 +650,18 @@ move_cursor(AccordEndpoint *endpoint, TimestampTz now)
 
 	if (endpoint->cursored)
 	{
-		if (!endpoint->lagging && !endpoint->overflow &&
-			(first == NULL || first->seq > batch.position))
-		{
-			add_cursor(endpoint, low, true, now);
-			endpoint->cursored = false;
-		}
-		else if (accord_point_compare(low, endpoint->persisted) == 0)
+		bool		done = !endpoint->lagging && !endpoint->overflow &&
+		(first == NULL || first->seq > batch.position);
+
+		if (!done && accord_point_compare(low, endpoint->persisted) == 0)
 			return;
-		else if (endpoint->persisted_at < now - SPILL_AFTER * 1000)
-			add_cursor(endpoint, low, false, now);
-		else
+		if (endpoint->persisted_at > now - cursor_interval())
+		{
 			batch.desk->unrest = true;
+			return;
+		}
+		add_cursor(endpoint, low, done, now);
+		endpoint->cursored = !done;
 	}
 	else if (endpoint->lagging ||
 			 (first != NULL && first->started_at < now - SPILL_AFTER * 1000))
@@ -665,19 +680,29 @@ static void
 prepare_positions(TimestampTz now)
 {
 	dlist_mutable_iter iter;
+	int			n_active = 0;
 
 	batch.n_cursors = 0;
+	if (batch.n_settlements > 0 && now >= batch.looked_at &&
+		now - batch.looked_at < LOOK_EVERY * 1000)
+	{
+		batch.desk->unrest = true;
+		return;
+	}
+	batch.looked_at = now;
 	batch.desk->unrest = false;
 	dlist_foreach_modify(iter, &batch.desk->active)
 	{
 		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
 												   active_node, iter.cur);
 
+		n_active++;
 		batch.desk->unrest |= spill_lasting(endpoint, now);
 		move_cursor(endpoint, now);
 		batch.desk->unrest |= endpoint->n_owed > 0 && !endpoint->cursored;
 		accord_endpoint_touch(batch.desk, endpoint);
 	}
+	batch.n_active = n_active;
 }
 
 /*
