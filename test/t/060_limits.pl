@@ -181,6 +181,7 @@ comes_to('device/a/(d\d)', 'd1:3 d2:1 d3:1 d4:1 d5:1 d6:1', 'a full device does 
 insert('device', 6, account => q{'a'}, key => q{'d2'}, payload => q{jsonb_build_object('n', g, 'device', 'd2')});
 comes_to('device/a/(d\d)', 'd1:3 d2:3 d3:1 d4:1 d5:1 d6:1', '... each has its own');
 
+
 named_channel('key');
 limit('key', burst => 2, bucket => '{key}');
 insert('key', 20, key => q{'k' || g % 3});
@@ -272,6 +273,9 @@ for my $scope ('account', 'channel')
     is(sql("SELECT account, until > recorded_at + interval '3500 s' FROM accord.endpoint_log
         WHERE channel = '$scope' AND state = 'throttled' ORDER BY account"), $scope eq 'account' ? 'a|t' : '|t',
         '... and is recorded');
+    wait_for_rows($node, "SELECT DISTINCT state FROM accord.status WHERE channel = '$scope' AND account = 'a'",
+        'throttled');
+    answer("$scope/a/", {});
 }
 
 # ---- hints
@@ -392,6 +396,19 @@ for my $rest (0 .. 8)
     $lost += grep { $_ % 9 == $rest && !$seen{$_} } 1 .. 150;
 }
 is("$lost $wrong", '0 0', '... nothing is lost, and each key is in order');
+
+# ---- several dispatchers
+
+sql(q{ALTER SYSTEM SET accord.dispatchers = 4});
+sql(q{SELECT pg_reload_conf()});
+poll_until(sub { workers($node, 'dispatcher') == 4 }, 'four dispatchers');
+named_channel('spread', max_in_flight => 3, accounts => [ 'a' .. 'h' ]);
+limit('spread', amount => 80, period => '1 s', burst => 3);
+answer('spread/', { delay_ms => 2 });
+insert('spread', 120, account => q{chr(97 + g % 8)});
+wait_for_delivered('spread', 120);
+holds('with four dispatchers: a channel and its accounts have one', 80, 3, requests('spread/'));
+cmp_ok(most_open(requests('spread/')), '<=', 3, '... in flight, too');
 
 $node->stop;
 done_testing();
