@@ -209,6 +209,7 @@ is(join(' ', sort { $a <=> $b } map { m{/(-?\d+)$} } map { $_->{path} } requests
 is(sql(q{SELECT outcome, count(*), count(DISTINCT (seq, ord)) FROM accord.attempt_log WHERE channel = 'slow'
            GROUP BY 1 ORDER BY 1}), "delivered|116|116\nsuperseded|4900|4900", '... accounted for');
 
+
 # ---- by what
 
 named_channel('room', { coalesce => '{payload.room}', path => '/{topic}/{payload.n}' }, enabled => 'false');
@@ -366,7 +367,8 @@ for my $path (map { $_->{path} } requests('crash/'))
 ok(!$inverted, 'three crashes: no older state arrives after a newer one of its key');
 is(join(' ', map { "$_|$last{$_}" } sort keys %last),
     sql(q{SELECT string_agg(key || '|' || n, ' ' ORDER BY key COLLATE "C")
-        FROM (SELECT key, max((payload ->> 'n')::integer) AS n FROM accord.event_log WHERE topic = 'crash' GROUP BY key) l}),
+        FROM (SELECT key, max((payload ->> 'n')::integer) AS n FROM accord.event_log WHERE topic = 'crash'
+            GROUP BY key) l}),
     '... the last state of each key arrives last');
 is(sql(q{SELECT count(*) FROM accord.event_log e JOIN accord.commit_log c USING (slot, tx_id)
     WHERE topic = 'crash' AND (SELECT count(*) FROM accord.attempt_log a WHERE a.channel = 'crash' AND a.seq = c.seq
