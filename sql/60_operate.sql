@@ -184,7 +184,7 @@ BEGIN
     RETURN was_paused;
 END
 $$;
-COMMENT ON FUNCTION accord.resume(text, text, text) IS 'lets a channel, or one account of it, go on, at commit: ends a pause, closes its circuit breaker, and forgets what the server asked for. Returns whether it was paused. A channel''s pause is not one of its accounts'', nor the other way round';
+COMMENT ON FUNCTION accord.resume(text, text, text) IS 'lets a channel, or one account of it, go on, at commit: ends a pause, closes its circuit breaker, forgets what the server asked for, and tries at once what is retried. Returns whether it was paused. A channel''s pause is not one of its accounts'', nor the other way round';
 
 CREATE FUNCTION accord.adopt() RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

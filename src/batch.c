@@ -195,8 +195,9 @@ accord_batch_next(AccordDesk *desk, TimestampTz now)
 				!accord_gate_open(&connection->gate) ||
 				!accord_gate_open(&hub->gate))
 				continue;
-			ready = Max(accord_flow_hub_ready(hub, now),
-						accord_flow_connection_ready(connection, now));
+			ready = accord_flow_hub_ready(hub, now);
+			if (ready == ACCORD_LIMIT_NOW)
+				ready = accord_flow_connection_ready(connection, now);
 		}
 		dlist_delete(&batch->full_node);
 		if (ready == ACCORD_LIMIT_NOW)

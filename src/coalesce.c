@@ -8,7 +8,8 @@
  *   - unsent: waiting its turn, at a limit, in its quiet period, or for a
  *     retry; never one in flight, whose effect is not known yet;
  *   - of the same route, or the newer one is a delete, after which nothing
- *     else matters; and
+ *     else matters;
+ *   - of no use for longer than the newer one (expires_at); and
  *   - not followed by a command of its key: what a command relies on has been
  *     sent before it.
  * A delete that supersedes an insert nobody was told of is not sent either.
@@ -53,6 +54,8 @@ accord_coalesce_identify(AccordDesk *desk, AccordDelivery *delivery,
 	delivery->is_insert = accord_config_op(op) == ACCORD_OP_INSERT &&
 		delivery->seq > desk->started_seq;
 	delivery->is_delete = accord_config_op(op) == ACCORD_OP_DELETE;
+	delivery->expires_at = accord_request_time(delivery->event,
+											   ACCORD_EVENT_EXPIRES_AT);
 	delivery->merge_hash = 0;
 	if (route->command || route->coalesce == NULL)
 		return;
@@ -90,6 +93,10 @@ supersedes(const AccordDelivery *newer, const AccordDelivery *older)
 {
 	if (newer->route != older->route && !newer->is_delete)
 		return false;
+	/* what is of use for less time cannot stand for the other */
+	if (newer->expires_at != 0 &&
+		(older->expires_at == 0 || newer->expires_at < older->expires_at))
+		return false;
 	return older->lane == NULL ||
 		accord_point_compare(older->lane->barrier, point_of(older)) <= 0;
 }
@@ -109,13 +116,15 @@ supersede(AccordDesk *desk, AccordDelivery *older, AccordDelivery *newer,
 	bool		unknown = older->is_insert && older->attempts == 0;
 
 	if (older->phase == ACCORD_PHASE_PARKED &&
-		older->due_at != older->limit_at)
+		older->due_at != older->limit_at &&
+		older->due_at != older->expires_at)
 		newer->not_before = Max(newer->not_before, older->due_at);
 	newer->limit_at = Max(newer->limit_at, older->limit_at);
 	newer->first_at = Min(newer->first_at, older->first_at);
 	/* the oldest decides: what an insert follows, the channel may have */
 	newer->is_insert = unknown && !newer->is_delete;
 	newer->is_undone = unknown && newer->is_delete;
+	desk->release |= older->limit_at != 0 && newer->limit_at == 0;
 	accord_merge_leave(desk, older);
 	accord_delivery_claim(desk, older);
 	accord_settle_without(older, ACCORD_OUTCOME_SUPERSEDED,

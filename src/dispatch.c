@@ -62,6 +62,7 @@
 
 #define ADMIT_AT_ONCE 256		/* deliveries made ready for sending together */
 #define ADMIT_ROUNDS 8			/* ... so often before the network's turn */
+#define RELEASE_EVERY 100000	/* us */
 #define READ_EVERY 1000			/* microseconds between looks at the log */
 #define HOUSEKEEPING_EVERY 60000	/* ms */
 
@@ -231,6 +232,30 @@ find_route(AccordDelivery *delivery, AccordChannel **channel,
 	return true;
 }
 
+/* It waits until its turn, or until its time is over. */
+static void
+defer_delivery(AccordDelivery *delivery, TimestampTz until)
+{
+	if (delivery->expires_at != 0)
+		until = Min(until, delivery->expires_at);
+	accord_delivery_defer(desk, delivery, until);
+}
+
+/*
+ * When somebody who had been promised a time at a limit is gone, the others
+ * may come earlier: now and then they ask anew.
+ */
+static void
+release_waiting(TimestampTz now)
+{
+	if (!desk->release || (now >= desk->released_at &&
+						   now - desk->released_at < RELEASE_EVERY))
+		return;
+	desk->release = false;
+	desk->released_at = now;
+	accord_flow_release(desk);
+}
+
 /* Sends one delivery, or concludes why it cannot be sent. */
 static void
 send_delivery(AccordDelivery *delivery, TimestampTz now)
@@ -263,7 +288,7 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 	{
 		accord_flow_return(delivery, now);
 		delivery->limit_at = ready;
-		accord_delivery_defer(desk, delivery, ready);
+		defer_delivery(delivery, ready);
 		accord_merge_enter(desk, delivery);
 		return;
 	}
@@ -292,7 +317,8 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 	else if (request->skip)
 		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED, NULL, now);
 	else if (route->skip_unchanged &&
-			 accord_fingerprint_same(delivery, request))
+			 accord_fingerprint_same(delivery, request) &&
+			 delivery->decided_by == 0)
 		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED,
 							  "unchanged since it was last accepted", now);
 	else if (needs_intent(delivery, route, channel))
@@ -475,8 +501,16 @@ take_ready(AccordDelivery **taken, int max, TimestampTz now)
 		}
 		delivery = accord_connection_take(desk, connection);
 		ready = Max(delivery->not_before, delivery->limit_at);
-		if (ready > now)
-			accord_delivery_defer(desk, delivery, ready);
+		if (delivery->expires_at != 0 && delivery->expires_at <= now)
+		{
+			/* it takes nobody else's turn */
+			desk->release |= delivery->limit_at != 0;
+			accord_settle_without(delivery, ACCORD_OUTCOME_EXPIRED, NULL, now);
+			if (accord_settle_full())
+				break;
+		}
+		else if (ready > now)
+			defer_delivery(delivery, ready);
 		else
 		{
 			accord_flow_take(delivery, now);
@@ -627,6 +661,9 @@ due_timeout(TimestampTz now)
 
 	timeout = earlier(timeout, time_until(accord_desk_wake(desk, now), now));
 	timeout = earlier(timeout, time_until(accord_batch_due(desk), now));
+	if (desk->release)
+		timeout = earlier(timeout, time_until(desk->released_at +
+											  RELEASE_EVERY, now));
 	return earlier(timeout, time_until(desk->resume_at, now));
 }
 
@@ -765,6 +802,7 @@ turn(void)
 	more = take_in(now);
 	accord_assign_resume(desk, now);
 	accord_desk_wake(desk, now);
+	release_waiting(now);
 	for (int i = 0; i < ADMIT_ROUNDS && (admitting = admit(now)); i++)
 		;
 	more |= admitting;

@@ -1092,13 +1092,30 @@ accord_delivery_count(AccordDesk *desk, AccordDelivery *delivery)
 	take(desk, delivery);
 }
 
+void
+accord_connection_retry(AccordDesk *desk, AccordConnection *connection)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &connection->exceptions)
+	{
+		AccordDelivery *delivery = dlist_container(AccordDelivery,
+												   except_node, iter.cur);
+
+		if (delivery->state == ACCORD_STATE_RETRYING && !delivery->settling &&
+			delivery->phase == ACCORD_PHASE_PARKED)
+			accord_delivery_queue(desk, delivery);
+	}
+}
+
 static void
 release(AccordDesk *desk, AccordDelivery *delivery)
 {
 	if (delivery->limit_at == 0 || delivery->settling)
 		return;
 	if (delivery->phase == ACCORD_PHASE_PARKED &&
-		delivery->due_at == delivery->limit_at)
+		(delivery->due_at == delivery->limit_at ||
+		 delivery->due_at == delivery->expires_at))
 		accord_delivery_queue(desk, delivery);
 	delivery->limit_at = 0;
 }

@@ -69,6 +69,7 @@ typedef struct AccordDelivery
 	TimestampTz limit_at;		/* its turn at a limit by event; 0: none */
 	TimestampTz started_at;		/* of the attempt in flight, or when it was
 								 * queued */
+	TimestampTz expires_at;		/* 0: never, or not known */
 	TimestampTz first_at;		/* when the oldest it stands for was owed */
 	uint64		key_hash;		/* 0: no key */
 	uint64		merge_hash;		/* of what it is coalesced by; 0: it is not */
@@ -288,13 +289,15 @@ typedef struct AccordDesk
 	int			n_owed;			/* by memory alone, of all endpoints */
 	bool		unrest;			/* not all of it is looked after: in flight,
 								 * without a cursor, or with one too many */
+	TimestampTz released_at;	/* who waits at limits last asked again */
+	bool		release;		/* somebody who waited at one is gone */
 	TimestampTz resume_at;		/* a pause ends by itself; 0: none does */
 	AccordPoint read;			/* the log has been routed up to here */
 	int64		started_seq;	/* the log ended here when we started */
 } AccordDesk;
 
 /* At most so many deliveries of an endpoint are owed by memory alone, */
-#define ACCORD_QUEUE_LIMIT 1024
+#define ACCORD_QUEUE_LIMIT 16384
 /* so many of its exceptions are held, and so many of all endpoints. */
 #define ACCORD_EXCEPTION_LIMIT 10000
 #define ACCORD_EXCEPTION_TOTAL 200000
@@ -440,6 +443,10 @@ extern void accord_delivery_again(AccordDesk *desk, AccordDelivery *delivery);
  */
 extern void accord_delivery_defer(AccordDesk *desk, AccordDelivery *delivery,
 								  TimestampTz until);
+
+/* What is retried is due now. */
+extern void accord_connection_retry(AccordDesk *desk,
+									AccordConnection *connection);
 
 /* Limits have changed: whoever waits at one asks again. */
 extern void accord_desk_release(AccordDesk *desk);

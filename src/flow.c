@@ -366,6 +366,7 @@ accord_flow_event_ready(AccordDelivery *delivery, const AccordRoute *route,
 	for (int i = 0; i < channel->n_limits && n_found < MAX_EVENT_LIMITS; i++)
 	{
 		const AccordLimit *limit = channel->limits[i];
+		TimestampTz turn;
 		char	   *text;
 
 		if (!is_by_event(limit, connection))
@@ -374,8 +375,9 @@ accord_flow_event_ready(AccordDelivery *delivery, const AccordRoute *route,
 									 delivery->event);
 		found_limits[n_found] = limit;
 		found[n_found] = find_bucket(limit, hash_text(text));
-		ready = Max(ready, bucket_turn(found[n_found], &limit->rate,
-									   delivery->limit_at != 0, now));
+		turn = bucket_turn(found[n_found], &limit->rate,
+						   delivery->limit_at != 0, now);
+		ready = Max(ready, turn);
 		n_found++;
 		pfree(text);
 	}
@@ -562,6 +564,7 @@ accord_flow_resume(AccordDesk *desk, const char *channel, const char *account)
 		memset(&hub->allowance, 0, sizeof(AccordAllowance));
 		if (accord_breaker_reset(&connection->breaker))
 			note_breaker(connection, NULL);
+		accord_connection_retry(desk, connection);
 		accord_hub_sleep(desk, hub, 0);
 		accord_connection_sleep(desk, connection, 0);
 	}

@@ -579,6 +579,9 @@ spill_lasting(AccordEndpoint *endpoint, TimestampTz now)
 	TimestampTz long_ago = now - SPILL_AFTER * 1000;
 	bool		others = false;
 
+	/* what is blocked shall not keep others out of a queue that is full */
+	bool		full = endpoint->n_owed >= ACCORD_QUEUE_LIMIT / 2;
+
 	dlist_foreach(iter, &endpoint->owed)
 	{
 		AccordDelivery *delivery = dlist_container(AccordDelivery, owed_node,
@@ -588,7 +591,8 @@ spill_lasting(AccordEndpoint *endpoint, TimestampTz now)
 			return true;
 		if (delivery->settling || (!delivery->sent && !is_blocked(delivery)))
 			others |= delivery->phase == ACCORD_PHASE_TAKEN;
-		else if (delivery->started_at >= long_ago)
+		else if (delivery->started_at >= long_ago &&
+				 (delivery->sent || !full))
 			others = true;
 		else
 			add_row(add_settlement(delivery, SEQUEL_SPILL), delivery->sent ?
