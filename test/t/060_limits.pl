@@ -145,6 +145,15 @@ insert('two', 120, account => $account);
 insert('again', 4);
 wait_for_delivered($_, 120) for 'one', 'two';
 wait_for_rows($node, q{SELECT count(*) FROM accord.dead_letter WHERE channel = 'again'}, 4);
+# As many a second by event as for the channel: counted when the first of both has all.
+named_channel($_) for 'whole', 'part';
+limit('whole', amount => 50, period => '1 s');
+limit('part', amount => 50, period => '1 s', bucket => '{payload.device}');
+insert($_, 80, payload => q{jsonb_build_object('n', g, 'device', 'd')}) for 'part', 'whole';
+poll_until(sub { requests('whole/') == 80 || requests('part/') == 80 }, 'one of both');
+cmp_ok(scalar(requests('part/')), '>=', 60, 'a bucket by event lets go as many as one for the channel');
+cmp_ok(scalar(requests('whole/')), '>=', 60, '... and no more');
+holds('... the bound', 50, 1, requests('part/'));
 holds('one bucket for a channel with three accounts', 60, 5, requests('one/'));
 is(tally('one/(.)/'), 'a:40 b:40 c:40', '... all of whose events arrive');
 holds('two limits: that of the channel', 60, 10, requests('two/'));
@@ -181,6 +190,12 @@ comes_to('device/a/(d\d)', 'd1:3 d2:1 d3:1 d4:1 d5:1 d6:1', 'a full device does 
 insert('device', 6, account => q{'a'}, key => q{'d2'}, payload => q{jsonb_build_object('n', g, 'device', 'd2')});
 comes_to('device/a/(d\d)', 'd1:3 d2:3 d3:1 d4:1 d5:1 d6:1', '... each has its own');
 
+# More of them than are held in memory.
+named_channel('crowd', accounts => ['a']);
+limit('crowd', burst => 2, bucket => '{payload.device}');
+insert('crowd', 3000, account => q{'a'}, payload => q{jsonb_build_object('n', g, 'device', g / 3000)});
+eval { poll_until(sub { requests('crowd/') == 3 }, 'the other device', 30) };
+is(join(' ', map { $_->{path} =~ m{/(\d+)$} } requests('crowd/')), '1 2 3000', '... however many wait for it');
 
 named_channel('key');
 limit('key', burst => 2, bucket => '{key}');
@@ -276,6 +291,8 @@ for my $scope ('account', 'channel')
     wait_for_rows($node, "SELECT DISTINCT state FROM accord.status WHERE channel = '$scope' AND account = 'a'",
         'throttled');
     answer("$scope/a/", {});
+    sql("SELECT accord.resume('$scope'" . ($scope eq 'account' ? q{, 'a')} : ')'));
+    comes_to("$scope/(.)", 'a:7 b:6', '... until somebody resumes it');
 }
 
 # ---- hints
