@@ -209,6 +209,14 @@ is(join(' ', sort { $a <=> $b } map { m{/(-?\d+)$} } map { $_->{path} } requests
 is(sql(q{SELECT outcome, count(*), count(DISTINCT (seq, ord)) FROM accord.attempt_log WHERE channel = 'slow'
            GROUP BY 1 ORDER BY 1}), "delivered|116|116\nsuperseded|4900|4900", '... accounted for');
 
+# More keys than are held in memory.
+named_channel('keys', undef, enabled => 'false');
+sql(q{INSERT INTO accord.outbox (topic, key, op, payload)
+    SELECT 'keys', 'k' || g % 3000, 'update', jsonb_build_object('n', g) FROM generate_series(1, 12000) g});
+mark();
+enable('keys');
+wait_until_settled('keys');
+is(scalar(requests('keys/')), 3000, 'of three thousand keys the newest');
 
 # ---- by what
 
@@ -249,6 +257,18 @@ enable('mixed');
 is(fates('mixed'), join(' ', qw(k1:superseded k2:delivered k3:delivered k4:superseded k5:delivered k6:delivered
       k7:delivered k8:superseded k9:delivered)), 'a command between states: none is superseded across it');
 is(arrived('mixed'), 'k2 k3 k5 k6 k7 k9', '... and order is kept');
+
+# What expires sooner does not supersede: it may never be sent.
+named_channel('lasting', undef, enabled => 'false');
+my %expires = map { $_->[0] => \"clock_timestamp() + interval '$_->[1]'" } [ a => '200 ms' ], [ b => '1 h' ],
+  [ c => '2 h' ];
+sql(join '', map { my ($word, $when) = @$_; event('lasting', $word, $when ? (expires_at => $expires{$when}) : ()) }
+      [ 'k1' ], [ 'k2', 'a' ], [ 'l1', 'a' ], [ 'l2' ], [ 'm1', 'b' ], [ 'm2', 'c' ], [ 'n1', 'c' ], [ 'n2', 'b' ]);
+poll_until(sub { sql(q{SELECT clock_timestamp() > max(expires_at) FROM accord.event_log WHERE topic = 'lasting'
+    AND key IN ('k', 'l')}) eq 't' }, 'the first to expire');
+enable('lasting');
+is(fates('lasting'), 'k1:delivered k2:expired l1:superseded l2:delivered m1:superseded m2:delivered n1:delivered '
+      . 'n2:delivered', 'what expires sooner supersedes nothing');
 
 answer('apart/update/a', { status => 503 });
 named_channel('apart');
@@ -311,6 +331,10 @@ for my $word (qw(k1 k1 k2 k2 k1 l1 k1))
 }
 is(fates('same'), 'k1:delivered k1:skipped k2:delivered k2:skipped k1:delivered l1:delivered k1:skipped',
     'skip_unchanged: what was sent last is not sent again');
+is(sql(q{SELECT accord.redeliver(event_id, 'same') FROM accord.event_log WHERE topic = 'same' AND key = 'l'}), 1,
+    'redelivered');
+wait_until_settled('same');
+is(scalar(requests('same/update/l')), 2, '... it is sent all the same: somebody wants it');
 named_channel('doubt', { skip_unchanged => 'true' });
 answer('doubt/update/k/2', { close_before_response => 1 });
 answer('doubt/update/l/1', { status => 400 }, times => 1);
