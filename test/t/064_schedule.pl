@@ -138,6 +138,19 @@ my (undef, undef, $refusal) = $node->psql('postgres', "\\set VERBOSITY verbose\n
     topic => 'both', deliver_at => \q{now() + interval '2 s'}, expires_at => \q{now() + interval '1 s'}));
 like($refusal, qr/22023: .*HINT: /s, 'scheduled for later than it is of use: refused');
 
+# What is stale takes no turn from what is not.
+for my $bucket ('', '{topic}')
+{
+    my $name = $bucket ? 'event' : 'turn';
+    named_channel($name);
+    insert_row($node, 'rate_limit', channel => $name, amount => 1, period => '1 s', bucket => $bucket);
+    sql("INSERT INTO accord.outbox (topic, key, payload, expires_at)
+        SELECT '$name', 'k' || g, '1', clock_timestamp() + interval '300 ms' FROM generate_series(1, 300) g");
+    mark('400 ms');
+    insert($name, {}, 'f1');
+    wait_for_arrival($name, 'f1');
+    cmp_ok(scalar(requests("$name/k")), '<=', 4, 'what is stale does not use up a limit');
+}
 
 # ---- not any more
 
