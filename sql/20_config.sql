@@ -30,8 +30,8 @@ CREATE TABLE accord.channel (
     idempotency_window interval CHECK (idempotency_window >= interval '1 s'),
     max_response integer NOT NULL DEFAULT 65536 CHECK (max_response BETWEEN 0 AND 67108864),
     description text,
-    CHECK (retry_base <= retry_cap),
-    CHECK (breaker_cooldown <= breaker_cap)
+    CONSTRAINT retry_base_within_retry_cap CHECK (retry_base <= retry_cap),
+    CONSTRAINT breaker_cooldown_within_breaker_cap CHECK (breaker_cooldown <= breaker_cap)
 );
 
 -- account: one customer's connection to a channel; null columns are inherited from the channel.
@@ -80,10 +80,11 @@ CREATE TABLE accord.route (
     when_dead text NOT NULL DEFAULT 'continue' CHECK (when_dead IN ('continue', 'hold')),
     owner text NOT NULL DEFAULT CURRENT_USER,
     description text,
-    CHECK (batch_size = 1 OR (mode = 'state' AND NOT skip_unchanged)),
-    CHECK (batch_items IS NOT NULL OR (batch_item_id IS NULL AND batch_item_status IS NULL AND batch_item_error IS NULL)),
-    CHECK (quiet_max >= quiet),
-    CHECK (quiet IS NOT NULL OR quiet_max IS NULL)
+    CONSTRAINT batch_only_in_state_mode_and_without_skip_unchanged
+        CHECK (batch_size = 1 OR (mode = 'state' AND NOT skip_unchanged)),
+    CONSTRAINT batch_item_paths_need_batch_items CHECK (batch_items IS NOT NULL OR (batch_item_id IS NULL AND batch_item_status IS NULL AND batch_item_error IS NULL)),
+    CONSTRAINT quiet_within_quiet_max CHECK (quiet_max >= quiet),
+    CONSTRAINT quiet_max_needs_quiet CHECK (quiet IS NOT NULL OR quiet_max IS NULL)
 );
 CREATE INDEX route_channel ON accord.route (channel);
 

@@ -283,6 +283,43 @@ ALTER SYSTEM SET accord.allowed_networks = '10.0.0.0/8 192.168.0.0/16';
 ALTER SYSTEM SET accord.allowed_networks = 'fd00::1/8';
 ALTER SYSTEM SET accord.allowed_networks = '10.0.0.0/8;';
 
+-- Traffic control.
+\set VERBOSITY default
+CREATE FUNCTION pg_temp.rate_limit(col text, val text) RETURNS text LANGUAGE sql AS $$
+    SELECT pg_temp.try(format('INSERT INTO accord.rate_limit (channel, amount, period) VALUES (''cf'', 10, ''1 s'');'
+                              'UPDATE accord.rate_limit SET %I = %L WHERE channel = ''cf''', col, val))
+$$;
+SELECT c, v, pg_temp.channel(c, v) FROM (VALUES ('account_max_in_flight', '0'), ('throttle_scope', 'galaxy'),
+    ('breaker_failures', '0'), ('breaker_ratio', '0'), ('breaker_ratio', '1.1'), ('breaker_minimum', '0'),
+    ('breaker_window', '1 ms'), ('breaker_cooldown', '6 min'), ('breaker_cap', '1 s'), ('breaker_failures', NULL),
+    ('breaker_ratio', NULL), ('account_max_in_flight', NULL)) AS t (c, v);
+SELECT c, v, pg_temp.try(format('INSERT INTO accord.account (channel, name, %I) VALUES (''cf'', ''share'', %L)', c, v))
+FROM (VALUES ('max_in_flight', '0'), ('weight', '0'), ('weight', '101'), ('weight', '100')) AS t (c, v);
+SELECT c, v, pg_temp.rate_limit(c, v) FROM (VALUES ('amount', '0'), ('period', '0 s'), ('period', '-1 s'),
+    ('burst', '0'), ('bucket', '{account'), ('bucket', '{nosuch}'), ('bucket', '{payload.device}/{vars.hotel}'),
+    ('burst', NULL)) AS t (c, v);
+SELECT c, v, pg_temp.route(c, v) FROM (VALUES ('coalesce', ''), ('coalesce', '{key'), ('coalesce', '{nosuch}'),
+    ('coalesce', '{key}/{payload.date}'), ('coalesce', NULL), ('quiet', '0 s'), ('quiet', '1 s'), ('quiet_max', '1 s'),
+    ('skip_unchanged', 'true'), ('when_dead', 'shrug'), ('when_dead', 'hold'), ('batch_size', '0'),
+    ('batch_size', '1001'), ('batch_size', '100'), ('batch_bytes', '0'), ('batch_wait', '2 h'),
+    ('batch_group', '{payload'), ('batch_function', 'nosuch'), ('batch_id', '{'), ('batch_item_id', 'id'),
+    ('batch_items', 'results')) AS t (c, v);
+SELECT what, pg_temp.try('INSERT INTO accord.route (channel, mode, coalesce, quiet, quiet_max, skip_unchanged, '
+                         'batch_size) VALUES (''cf'', ' || what || ')') FROM unnest(ARRAY[
+    $$'command', '{key}', '1 s', NULL, false, 1$$, $$'state', NULL, '1 s', NULL, false, 1$$,
+    $$'state', '{key}', '2 s', '1 s', false, 1$$, $$'state', '{key}', '1 s', '2 s', false, 1$$,
+    $$'command', '{key}', NULL, NULL, true, 1$$, $$'command', '{key}', NULL, NULL, false, 2$$,
+    $$'state', '{key}', NULL, NULL, true, 2$$]) what;
+SELECT what, pg_temp.try('INSERT INTO accord.outbox (topic, priority, deliver_at, expires_at) VALUES (''t'', ' || what
+                         || ')')
+FROM unnest(ARRAY[$$3, NULL, NULL$$, $$-1, NULL, NULL$$, $$NULL, NULL, NULL$$, $$0, '2026-01-02', '2026-01-01'$$,
+    $$2, '2026-01-01', '2026-01-02'$$]) what;
+SELECT pg_temp.try(what) FROM unnest(ARRAY[$$SELECT accord.pause('nosuch')$$, $$SELECT accord.pause('cf', 'nosuch')$$,
+    $$SELECT accord.pause('cf', until => 'yesterday')$$, $$SELECT accord.resume('nosuch')$$]) what;
+SELECT accord.pause('cf', reason => 'maintenance'), accord.pause('cf', reason => 'longer') \g /dev/null
+SELECT channel, account, reason, until FROM accord.paused;
+SELECT accord.resume('cf'), accord.resume('cf');
+
 -- A channel takes its accounts and routes with it.
 DELETE FROM accord.channel WHERE name = 'cf';
 SELECT count(*) FROM accord.account WHERE channel = 'cf';

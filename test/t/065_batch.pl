@@ -200,7 +200,7 @@ sub refused
     my (undef, undef, $error) = $node->psql('postgres', insert_sql('route', channel => 'size', $column => $value, batch_size => 2));
     return $error =~ /$expected/;
 }
-ok(refused('mode', 'command', 'route_check'), 'commands are not batched');
+ok(refused('mode', 'command', 'batch_only_in_state_mode'), 'commands are not batched');
 ok(refused('batch_function', 'nosuch', 'does not exist'), 'a batch function must exist');
 ok(refused('batch_group', '{payload', 'is not a URI template'), 'a group must be a template');
 ok(refused('body_function', 'public.sum_up', 'does not exist'), 'a body function is another thing');
