@@ -80,7 +80,10 @@ command_channel('remade', { mode => 'state', body_function => 'app.body' }, base
 command_channel('brief', undef, idempotency_window => '1 s', timeout => '2 s');
 answer('brief/later', status => 503, headers => { 'Retry-After' => 2 }, times => 1);
 answer('brief/silent', hang => 1);
-command('brief', 'later', 'silent');
+# first the one that hangs: the other one's answer pauses the endpoint
+command('brief', 'silent');
+poll_until(sub { requests('brief/silent') }, 'the one that hangs');
+command('brief', 'later');
 
 # ---- not sent, or not carried out: sent again
 
