@@ -42,20 +42,32 @@ hash_kind(AccordConnection *connection, const char *kind)
 }
 
 void
+accord_coalesce_know(AccordDesk *desk, AccordDelivery *delivery,
+					 const char *op, TimestampTz expires_at)
+{
+	/* an earlier dispatcher may have sent what was there when we started */
+	delivery->is_insert = strcmp(op, "insert") == 0 &&
+		delivery->seq > desk->started_seq;
+	delivery->is_delete = strcmp(op, "delete") == 0;
+	delivery->expires_at = expires_at;
+	delivery->known = true;
+}
+
+void
 accord_coalesce_identify(AccordDesk *desk, AccordDelivery *delivery,
 						 const AccordRoute *route,
 						 const AccordAccount *account)
 {
 	AccordConnection *connection = delivery->endpoint->connection;
-	char	   *op = accord_request_text(delivery->event, ACCORD_EVENT_OP);
 	char	   *kind;
 
-	/* an earlier dispatcher may have sent what was there when we started */
-	delivery->is_insert = accord_config_op(op) == ACCORD_OP_INSERT &&
-		delivery->seq > desk->started_seq;
-	delivery->is_delete = accord_config_op(op) == ACCORD_OP_DELETE;
-	delivery->expires_at = accord_request_time(delivery->event,
-											   ACCORD_EVENT_EXPIRES_AT);
+	if (!delivery->known)
+		accord_coalesce_know(desk, delivery,
+							 accord_request_text(delivery->event,
+												 ACCORD_EVENT_OP),
+							 accord_request_time(delivery->event,
+												 ACCORD_EVENT_EXPIRES_AT));
+	delivery->identified = true;
 	delivery->merge_hash = 0;
 	if (route->command || route->coalesce == NULL)
 		return;

@@ -8,6 +8,10 @@
 
 #include "endpoint.h"
 
+/* What of its event decides what it may supersede. */
+extern void accord_coalesce_know(AccordDesk *desk, AccordDelivery *delivery,
+								 const char *op, TimestampTz expires_at);
+
 /*
  * What a delivery of a state route is coalesced by; 0: it is not. Its lane
  * follows from it where the event has no key or the channel no order.

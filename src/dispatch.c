@@ -167,8 +167,6 @@ static bool
 is_settled_before(AccordDelivery *delivery, TimestampTz now,
 				  AccordOutcome *outcome, const char **error)
 {
-	TimestampTz expires_at =
-	accord_request_time(delivery->event, ACCORD_EVENT_EXPIRES_AT);
 	AccordDelivery *newer;
 
 	if (delivery->lost && delivery->command)
@@ -180,7 +178,7 @@ is_settled_before(AccordDelivery *delivery, TimestampTz now,
 		return true;
 	}
 	delivery->lost = false;
-	if (expires_at != 0 && expires_at <= now)
+	if (delivery->expires_at != 0 && delivery->expires_at <= now)
 	{
 		*outcome = ACCORD_OUTCOME_EXPIRED;
 		*error = NULL;
@@ -227,7 +225,7 @@ find_route(AccordDelivery *delivery, AccordChannel **channel,
 	delivery->ambiguous_retry = (*route)->ambiguous_retry;
 	delivery->hold_dead = (*route)->hold_dead;
 	/* what was recovered, or scheduled, has no kind yet */
-	if (delivery->merge_hash == 0 && delivery->version > 0)
+	if (!delivery->identified)
 		accord_coalesce_identify(desk, delivery, *route, *account);
 	return true;
 }

@@ -92,6 +92,8 @@ typedef struct AccordDelivery
 	bool		excepted;		/* in desk->exceptions */
 	bool		merging;		/* unsent, and so it can be superseded */
 	bool		leaving;		/* superseded, not committed yet */
+	bool		known;			/* expires_at and the next two are */
+	bool		identified;		/* merge_hash is */
 	bool		is_insert;		/* stands for an insert, perhaps an earlier
 								 * one nobody was told of */
 	bool		is_delete;

@@ -88,7 +88,7 @@ accord_fingerprint_same(AccordDelivery *delivery, const AccordRequest *request)
 void
 accord_fingerprint_forget(const AccordDelivery *delivery)
 {
-	if (delivery->key_hash != 0)
+	if (delivery->key_hash != 0 && hash_get_num_entries(keys) > 0)
 		hash_search(keys, &delivery->key_hash, HASH_REMOVE, NULL);
 }
 

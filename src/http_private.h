@@ -37,6 +37,7 @@ typedef struct AccordTransfer
 	bool		is_delete;
 	bool		basic_auth;		/* the handle holds a user and a password */
 	bool		headers_ended;	/* by an empty line */
+	bool		hinted;			/* some of them tell of rate limits */
 	bool		truncated;		/* the body was cut off at max_response */
 	bool		resolved;		/* the host has an address, or all is over */
 	bool		opened;			/* a socket to an acceptable address */

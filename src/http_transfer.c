@@ -84,6 +84,16 @@ shrink_buffer(AccordBuffer *buffer)
 	}
 }
 
+/* Whether a header may tell of the server's rate limits. */
+static bool
+is_hint(const char *line, size_t len)
+{
+	if (line[0] == 'x' || line[0] == 'X')
+		return len > 6 && pg_strncasecmp(line, "X-Rate", 6) == 0;
+	return (line[0] == 'r' || line[0] == 'R') && len > 9 &&
+		pg_strncasecmp(line, "RateLimit", 9) == 0;
+}
+
 /* ----------
  * Answers, as they come
  * ----------
@@ -99,6 +109,8 @@ on_header(char *line, size_t size, size_t n, void *arg)
 		transfer->headers_ended = true;
 	else if (size * n >= 5 && memcmp(line, "HTTP/", 5) == 0)
 		transfer->headers_ended = false;
+	else if (is_hint(line, size * n))
+		transfer->hinted = true;
 	transfer->header_bytes += size * n;
 	return transfer->header_bytes > MAX_HEADER_BYTES ? 0 : size * n;
 }
@@ -410,6 +422,7 @@ accord_http_transfer_prepare(AccordTransfer *transfer,
 	transfer->is_delete = strcmp(request->method, "DELETE") == 0;
 	transfer->header_bytes = 0;
 	transfer->headers_ended = false;
+	transfer->hinted = false;
 	transfer->truncated = false;
 	transfer->opened = false;
 	transfer->refused = false;
@@ -551,7 +564,8 @@ fill_hint(AccordTransfer *transfer, AccordHint *hint)
 
 	hint->remaining = -1;
 	hint->reset_ms = -1;
-	while ((header = curl_easy_nextheader(transfer->easy, CURLH_HEADER, -1,
+	while (transfer->hinted &&
+		   (header = curl_easy_nextheader(transfer->easy, CURLH_HEADER, -1,
 										  header)) != NULL)
 	{
 		char		first = header->name[0] | 0x20;

@@ -63,6 +63,8 @@ typedef struct Routing
 	int			ord;
 	int			priority;
 	char	   *key;
+	char	   *op;
+	TimestampTz expires_at;
 	TimestampTz deliver_at;
 	TimestampTz now;
 } Routing;
@@ -89,6 +91,8 @@ create_delivery(Routing *routing, AccordEndpoint *endpoint,
 	delivery->command = route != NULL && route->command;
 	delivery->ambiguous_retry = route != NULL && route->ambiguous_retry;
 	delivery->hold_dead = route != NULL && route->hold_dead;
+	accord_coalesce_know(routing->desk, delivery, routing->op,
+						 routing->expires_at);
 	if (route != NULL && routing->deliver_at <= routing->now)
 		accord_coalesce_identify(routing->desk, delivery, route,
 								 accord_assign_account(delivery));
@@ -212,6 +216,9 @@ start_routing(Routing *routing, const AccordCommit *commit,
 	slot_getallattrs(row);
 	routing->ord = DatumGetInt32(slot_getattr(row, ACCORD_EVENT_ORD, &isnull));
 	routing->key = accord_routing_text(row, ACCORD_EVENT_KEY);
+	routing->op = accord_routing_text(row, ACCORD_EVENT_OP);
+	value = slot_getattr(row, ACCORD_EVENT_EXPIRES_AT, &isnull);
+	routing->expires_at = isnull ? 0 : DatumGetTimestampTz(value);
 	routing->priority =
 		DatumGetInt16(slot_getattr(row, ACCORD_EVENT_PRIORITY, &isnull));
 	value = slot_getattr(row, ACCORD_EVENT_DELIVER_AT, &isnull);

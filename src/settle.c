@@ -190,12 +190,13 @@ show_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 
 static void
 add_attempt(AccordDelivery *delivery, AccordOutcome outcome,
-			const AccordHttpResponse *response, const char *error)
+			const AccordHttpResponse *response, const char *error,
+			TimestampTz now)
 {
 	AccordAttemptRow *row = &batch.attempts[batch.n_attempts++];
 	MemoryContext old = MemoryContextSwitchTo(batch.context);
 
-	show_attempt(delivery, outcome, response, error, GetCurrentTimestamp());
+	show_attempt(delivery, outcome, response, error, now);
 	memset(row, 0, sizeof(*row));
 	row->seq = delivery->seq;
 	row->ord = delivery->ord;
@@ -399,7 +400,7 @@ accord_settle_again(AccordDelivery *delivery,
 					const char *error, TimestampTz now)
 {
 	add_attempt(delivery, response ? ACCORD_OUTCOME_RETRY :
-				ACCORD_OUTCOME_INVALID, response, error);
+				ACCORD_OUTCOME_INVALID, response, error, now);
 	if (response != NULL)
 		delivery->attempts--;	/* it was not about this one alone */
 	delivery->batch_max = batch_max;
@@ -417,7 +418,7 @@ accord_settle_item(AccordDelivery *delivery,
 
 	if (error != NULL)
 		error = accord_json_clean(error, strlen(error), 1000);
-	add_attempt(delivery, outcome, response, error);
+	add_attempt(delivery, outcome, response, error, now);
 	if (response->result.status == HTTP_TOO_MANY_REQUESTS)
 		delivery->attempts--;	/* asked too early: that was none */
 	verdict = judge(delivery, outcome, accord_retry_sent(&response->result),
@@ -436,7 +437,7 @@ accord_settle_without(AccordDelivery *delivery, AccordOutcome outcome,
 	if (delivery->attempted_at == 0)
 		delivery->attempted_at = now;
 	verdict = judge(delivery, outcome, sent, now);
-	add_attempt(delivery, outcome, NULL, error);
+	add_attempt(delivery, outcome, NULL, error, now);
 	conclude(delivery, outcome, verdict, NULL, error, now);
 }
 
@@ -489,7 +490,8 @@ accord_settle_discard(AccordDelivery *delivery, const char *key)
 	Settlement *settlement = add_settlement(delivery, SEQUEL_FREE);
 	AccordBacklogRow *row;
 
-	add_attempt(delivery, ACCORD_OUTCOME_DISCARDED, NULL, NULL);
+	add_attempt(delivery, ACCORD_OUTCOME_DISCARDED, NULL, NULL,
+				GetCurrentTimestamp());
 	row = add_row(settlement, ACCORD_STATE_DISCARDED, NULL, NULL);
 	row->key = key ? MemoryContextStrdup(batch.context, key) : NULL;
 }
