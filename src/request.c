@@ -696,11 +696,11 @@ batch_key(const AccordEvent *const *events, int n)
 		high = hash_bytes_extended(bytes, UUID_LEN, high);
 		low = hash_bytes_extended(bytes, UUID_LEN, low);
 	}
-	return psprintf("%08x-%04x-8%03x-%04x-%012" INT64_MODIFIER "x",
+	return psprintf("%08x-%04x-8%03x-%04x-%012llx",
 					(uint32) (high >> 32), (uint32) (high >> 16) & 0xFFFF,
 					(uint32) high & 0xFFF,
 					((uint32) (low >> 48) & 0x3FFF) | 0x8000,
-					low & UINT64CONST(0xFFFFFFFFFFFF));
+					(unsigned long long) (low & UINT64CONST(0xFFFFFFFFFFFF)));
 }
 
 void
