@@ -110,9 +110,9 @@ window_part(AccordBreaker *breaker, int64 window_ms, TimestampTz now)
 }
 
 /*
- * Whether failures are too large a part of the window. A quotient is the
- * number nearest to it, as the ratio is: 11 of 20 are 0.55, though 0.55 * 20 is
- * more than 11.
+ * Whether failures are too large a part of the window. Compared as the table
+ * keeps the ratio: 3 of 5 are 0.6 then, while 0.6 as a float4 that was widened
+ * is more.
  */
 static bool
 exceeds_ratio(const AccordBreaker *breaker, const AccordBreakerPolicy *policy)
@@ -128,7 +128,7 @@ exceeds_ratio(const AccordBreaker *breaker, const AccordBreakerPolicy *policy)
 		failed += breaker->failed[i];
 	}
 	return attempts >= (uint64) Max(policy->minimum, 1) &&
-		(double) failed / (double) attempts >= policy->ratio;
+		(float4) failed / (float4) attempts >= (float4) policy->ratio;
 }
 
 /* A result while it is closed. True: it opened. */
