@@ -582,7 +582,8 @@ spill_lasting(AccordEndpoint *endpoint, TimestampTz now)
 	bool		others = false;
 
 	/* what is blocked shall not keep others out of a queue that is full */
-	bool		full = endpoint->n_owed >= ACCORD_QUEUE_LIMIT / 2;
+	bool		full = endpoint->n_owed >= ACCORD_QUEUE_LIMIT / 2 &&
+	endpoint->n_exceptions < ACCORD_EXCEPTION_LIMIT / 2;
 
 	dlist_foreach(iter, &endpoint->owed)
 	{

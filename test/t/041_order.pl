@@ -269,5 +269,15 @@ for my $key ('a', 'b')
 }
 
 is(dispatcher($node), $dispatcher, 'the dispatcher is the same process');
+
+# ---- a crowd behind one that must wait
+
+ordered_channel('crowd', undef, retry_base => '1 day', retry_cap => '2 days');
+answer('crowd/a/.*', status => 503);
+sql(q{INSERT INTO accord.outbox (topic, key, payload) SELECT 'crowd', 'a', to_jsonb(n) FROM generate_series(1, 15000) n});
+events($node, event('crowd', 'b1'));
+wait_for_arrival('crowd', 'b1');
+is(scalar(grep { $_->{path} =~ m{^/crowd/a/} } $stub->log), 1, 'thousands behind a retrying one let another key pass');
+
 $node->stop;
 done_testing();
