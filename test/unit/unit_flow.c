@@ -221,10 +221,11 @@ try_changes(void)
 			limit = &limits[below(lengthof(limits))];
 			rate = accord_limit_rate(limit->amount, limit->period_us,
 									 limit->burst);
-			/* but not before 2000, where divisions round up differently */
 			if (one_in(3))
-				now = Max(now - below(one_in(2) ? SECOND : 400 * DAY_MS * 1000),
-						  SECOND);
+				now -= below(one_in(2) ? SECOND : 400 * DAY_MS * 1000);
+			/* before 2000 a division rounds differently, by a microsecond */
+			if (now < DAY_MS * 1000)
+				now = NOW;
 			passage = (Passage) {limit, 0, 0};
 		}
 		tokens = accord_limit_tokens(&rate, &bucket, now);
