@@ -657,7 +657,7 @@ due_timeout(TimestampTz now)
 	AccordDelivery *delivery = accord_desk_next_due(desk);
 	long		timeout = time_until(delivery ? delivery->due_at : 0, now);
 
-	timeout = earlier(timeout, time_until(accord_desk_wake(desk, now), now));
+	timeout = earlier(timeout, time_until(accord_desk_next_alarm(desk), now));
 	timeout = earlier(timeout, time_until(accord_batch_due(desk), now));
 	if (desk->release)
 		timeout = earlier(timeout, time_until(desk->released_at +
@@ -809,7 +809,8 @@ turn(void)
 	if (accord_settle_timeout(now, idle) == 0)
 	{
 		settle(now);
-		more |= !dlist_is_empty(&desk->ready) || accord_intake_hungry(desk);
+		more |= !dlist_is_empty(&desk->ready) ||
+			!dlist_is_empty(&desk->batches_due) || accord_intake_hungry(desk);
 		now = GetCurrentTimestamp();
 	}
 	showing = accord_show(desk, idle && !more && !awake, now);

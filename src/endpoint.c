@@ -523,22 +523,34 @@ accord_connection_sleep(AccordDesk *desk, AccordConnection *connection,
 	accord_connection_rotate(desk, connection);
 }
 
-TimestampTz
+static AccordAlarm *
+first_alarm(AccordDesk *desk)
+{
+	return pairingheap_is_empty(desk->alarms) ? NULL :
+		pairingheap_container(AccordAlarm, node,
+							  pairingheap_first(desk->alarms));
+}
+
+void
 accord_desk_wake(AccordDesk *desk, TimestampTz now)
 {
-	while (!pairingheap_is_empty(desk->alarms))
-	{
-		AccordAlarm *alarm = pairingheap_container(AccordAlarm, node,
-												   pairingheap_first(desk->alarms));
+	AccordAlarm *alarm;
 
-		if (alarm->at > now)
-			return alarm->at;
+	while ((alarm = first_alarm(desk)) != NULL && alarm->at <= now)
+	{
 		if (alarm->hub != NULL)
 			accord_hub_sleep(desk, alarm->hub, 0);
 		else
 			accord_connection_sleep(desk, alarm->connection, 0);
 	}
-	return 0;
+}
+
+TimestampTz
+accord_desk_next_alarm(AccordDesk *desk)
+{
+	AccordAlarm *alarm = first_alarm(desk);
+
+	return alarm ? alarm->at : 0;
 }
 
 void

@@ -511,8 +511,11 @@ extern void accord_connection_sleep(AccordDesk *desk,
 									AccordConnection *connection,
 									TimestampTz until);
 
-/* Wakes all whose time has come; when the next one's comes, 0: none. */
-extern TimestampTz accord_desk_wake(AccordDesk *desk, TimestampTz now);
+/* Wakes all whose time has come. */
+extern void accord_desk_wake(AccordDesk *desk, TimestampTz now);
+
+/* When the next alarm rings; 0: none is set. */
+extern TimestampTz accord_desk_next_alarm(AccordDesk *desk);
 
 /* Keeps it in the active list as long as there is a reason. */
 extern void accord_endpoint_touch(AccordDesk *desk, AccordEndpoint *endpoint);
