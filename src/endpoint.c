@@ -267,7 +267,7 @@ accord_desk_connection(AccordDesk *desk, const char *channel,
 	connection->ordered = true;
 	connection->alarm.connection = connection;
 	connection->last_outcome = -1;
-	connection->board = -1;
+	connection->board = ACCORD_BOARD_UNASKED;
 	dlist_init(&connection->exceptions);
 	accord_connection_touch(desk, connection);
 	entry->connection = connection;

@@ -225,13 +225,16 @@ typedef struct AccordConnection
 	TimestampTz last_error_at;
 	int			last_outcome;	/* AccordOutcome; -1: none yet */
 	char		last_error[200];
-	int			board;			/* its place there; -1: none yet */
+	int			board;			/* its place there, or one of the next */
 	bool		stale;			/* shows what is not true any more */
 	dlist_node	stale_node;		/* in desk->stale */
 	TimestampTz logged_at;		/* trouble was last put into the server log */
 	int			unlogged;		/* ... and not, since then */
 	AccordRetryPolicy policy;	/* of its channel; command parts per delivery */
 } AccordConnection;
+
+#define ACCORD_BOARD_UNASKED (-1)
+#define ACCORD_BOARD_FULL (-2)
 
 /* What a connection is owed in one priority. */
 typedef struct AccordEndpoint

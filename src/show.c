@@ -64,6 +64,25 @@ add_endpoint(AccordBoardRow *row, AccordEndpoint *endpoint)
 		keep_oldest(&row->oldest_owed, endpoint->behind_since);
 }
 
+/* Asks for a place once: where there is none, looking for it takes long. */
+static void
+enter_board(AccordConnection *connection)
+{
+	static bool said = false;
+
+	connection->board = accord_board_enter(connection->id);
+	if (connection->board >= 0)
+		return;
+	connection->board = ACCORD_BOARD_FULL;
+	if (!said)
+		ereport(LOG,
+				(errmsg("channel \"%s\", and perhaps others, cannot be shown "
+						"in accord.status", connection->hub->channel),
+				 errhint("Raise accord.max_endpoints, and restart the "
+						 "server.")));
+	said = true;
+}
+
 static void
 show_connection(AccordConnection *connection, TimestampTz now)
 {
@@ -73,8 +92,8 @@ show_connection(AccordConnection *connection, TimestampTz now)
 	const int  *n_state = connection->n_state;
 	AccordBoardRow row;
 
-	if (connection->board < 0)
-		connection->board = accord_board_enter(connection->id);
+	if (connection->board == ACCORD_BOARD_UNASKED)
+		enter_board(connection);
 	if (connection->board < 0)
 		return;
 	memset(&row, 0, sizeof(row));
