@@ -97,7 +97,10 @@ fill_slot() for 1 .. 18;
 wait_for_delivery($node);
 is(arrived('quick'), expected(), 'twice round the ring, each event once, in order');
 is(arrived('late'), expected(), '... to both channels');
-cmp_ok(value('SELECT count(*) FROM accord.event_log'), '<', 54, '... while the oldest went');
+# Cursors are written once a second at most, and what they need is kept: so the last of it goes a little later.
+poll_until(sub { value('SELECT accord.turn_rings()'); value('SELECT count(*) FROM accord.event_log') <= 3 },
+    'all but the current slot to be emptied');
+pass('... and the old slots went');
 
 $node->stop;
 done_testing();
