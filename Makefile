@@ -16,8 +16,8 @@ OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 DATA_built = pg_accord--1.0.sql
 DATA = $(wildcard pg_accord--*--*.sql)
 
-CURL_CFLAGS := $(shell pkg-config --cflags libcurl 2>/dev/null || curl-config --cflags)
-CURL_LIBS := $(shell pkg-config --libs libcurl 2>/dev/null || curl-config --libs)
+CURL_CFLAGS := $(shell pkg-config --cflags libcurl 2>/dev/null || curl-config --cflags 2>/dev/null)
+CURL_LIBS := $(shell pkg-config --libs libcurl 2>/dev/null || curl-config --libs 2>/dev/null)
 
 PG_CPPFLAGS = $(CURL_CFLAGS)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare

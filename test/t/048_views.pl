@@ -266,7 +266,7 @@ wait_for_rows($node, q{SELECT state FROM accord.backlog WHERE key = 'frozen'}, '
 is(($stub->log)[-1]{headers}{authorization}, "Bearer $secret", 'the secret does reach the channel');
 $stub->stop;
 events($node, { topic => 'pms.a', key => 'unreachable', account => 'ann' });
-wait_for_rows($node, q{SELECT outcome FROM accord.attempt WHERE key = 'unreachable'}, 'unreachable');
+wait_for_rows($node, q{SELECT DISTINCT outcome FROM accord.attempt WHERE key = 'unreachable'}, 'unreachable');
 for my $bad ("$secret\nX-Injected: 1", "$secret\r", "$secret\x01")
 {
     my (undef, undef, $error) = $node->psql('postgres', insert_sql('secret', name => 'bad', value => $bad));
@@ -280,7 +280,7 @@ insert_row($node, 'channel', name => 'typo', base_url => 'http://127.0.0.1:9',
     auth => '{"type": "bearer", "secret": "nix"}');
 route($node, 'typo', topic => 'typo');
 events($node, { topic => 'typo', key => 'typo' });
-wait_for_rows($node, q{SELECT outcome, error FROM accord.attempt WHERE key = 'typo'},
+wait_for_rows($node, q{SELECT DISTINCT outcome, error FROM accord.attempt WHERE key = 'typo'},
     'retry|secret "nix" is not stored');
 
 for my $table (split /\n/, value(q{SELECT oid::regclass FROM pg_class WHERE relnamespace = 'accord'::regnamespace
