@@ -11,6 +11,34 @@ CREATE FUNCTION accord.ring_retention(setting text) RETURNS interval
 $$;
 COMMENT ON FUNCTION accord.ring_retention(text) IS 'internal: a retention setting as an interval';
 
+-- retirement: what was emptied of the event log, and when; the horizon of every reader.
+--   log                  'event' (event_log and commit_log) or 'attempt' (attempt_log and endpoint_log)
+--   first_seq, last_seq  the lowest and the highest commit number in the slot; of attempts: those they are about
+--   oldest, newest       its first and last time of commit, or of recording
+CREATE TABLE accord.retirement (
+    log text NOT NULL CHECK (log IN ('event', 'attempt')),
+    slot smallint NOT NULL,
+    first_seq bigint NOT NULL,
+    last_seq bigint NOT NULL,
+    oldest timestamptz NOT NULL,
+    newest timestamptz NOT NULL,
+    bytes bigint NOT NULL,
+    truncated_at timestamptz
+);
+COMMENT ON TABLE accord.retirement IS 'the slots of the logs that were emptied: what was in them, and when they were';
+
+-- Whether a consumer still reads a slot: it has not come by all of it, and what is in it is not older than its max_lag.
+CREATE FUNCTION accord.consumer_claims(last_seq bigint, newest timestamptz) RETURNS SETOF text
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.name
+    FROM accord.consumer c CROSS JOIN LATERAL accord.consumer_position(c.id) p
+    WHERE p > 0 AND p < last_seq
+      AND newest > now() - coalesce(c.max_lag, nullif(accord.ring_retention('accord.consumer_max_lag'), interval '0'),
+                                    interval '1000 years')
+    ORDER BY c.name
+$$;
+COMMENT ON FUNCTION accord.consumer_claims(bigint, timestamptz) IS 'internal: the consumers that a slot of the event log is kept for';
+
 -- A slot's tables, locked without waiting, so that nobody is held up: false when somebody is reading or writing them.
 CREATE FUNCTION accord.ring_lock(tables text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -73,6 +101,11 @@ BEGIN
         -- Somebody may have committed into it before the lock.
         EXECUTE format('SELECT seq, committed_at FROM accord.commit_log_%s ORDER BY seq DESC LIMIT 1', slot) INTO newest;
         EXIT WHEN newest.committed_at > now() - retention OR newest.seq > accord.ring_floor();
+        EXIT WHEN EXISTS (SELECT FROM accord.consumer_claims(newest.seq, newest.committed_at));
+        EXECUTE format('INSERT INTO accord.retirement (log, slot, first_seq, last_seq, oldest, newest, bytes, truncated_at) '
+                       'SELECT ''event'', %1$s, min(seq), max(seq), min(committed_at), max(committed_at), '
+                       'pg_total_relation_size(''accord.event_log_%1$s'') '
+                       '+ pg_total_relation_size(''accord.commit_log_%1$s''), now() FROM accord.commit_log_%1$s', slot);
         PERFORM accord.ring_truncate(tables);
     END LOOP;
 
@@ -188,6 +221,49 @@ END
 $$;
 COMMENT ON FUNCTION accord.turn_backlog_ring(boolean) IS 'internal: moves backlog_log and cursor_log to their next slot, carries over what still counts, and empties the slot it left';
 
+-- The consumers' positions are carried over in the same way.
+CREATE FUNCTION accord.turn_consumer_ring(force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    turns bigint := (SELECT last_value FROM accord.consumer_slot);
+    current integer := turns % 4;
+    slot integer;
+    tables text;
+    copied bigint;
+    is_empty boolean;
+BEGIN
+    FOR i IN 1 .. 3 LOOP
+        slot := (turns + i) % 4;
+        EXECUTE format('SELECT NOT EXISTS (SELECT FROM accord.consumer_log_%s)', slot) INTO is_empty;
+        CONTINUE WHEN is_empty;
+        tables := format('accord.consumer_log_%s', slot);
+        BEGIN
+            EXECUTE 'LOCK TABLE ' || tables || ' IN SHARE ROW EXCLUSIVE MODE NOWAIT';
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN;
+        END;
+        EXECUTE format($q$
+            INSERT INTO accord.consumer_log (version, position, recorded_at, consumer, slot)
+            SELECT o.version, o.position, o.recorded_at, o.consumer, %1$s
+            FROM (SELECT DISTINCT ON (consumer) * FROM accord.consumer_log_%2$s ORDER BY consumer, version DESC) o
+            WHERE EXISTS (SELECT FROM accord.consumer c WHERE c.id = o.consumer)
+              AND NOT EXISTS (SELECT FROM accord.consumer_log n
+                              WHERE n.consumer = o.consumer
+                                AND (n.version > o.version OR n.version = o.version AND n.slot <> o.slot))
+            $q$, current, slot);
+        GET DIAGNOSTICS copied = ROW_COUNT;
+        IF copied = 0 AND accord.ring_lock(tables) THEN
+            PERFORM accord.ring_truncate(tables);
+        END IF;
+        RETURN;
+    END LOOP;
+    IF force OR pg_relation_size(format('accord.consumer_log_%s', current)) > 4 * 1024 * 1024 THEN
+        PERFORM setval('accord.consumer_slot', turns + 1);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION accord.turn_consumer_ring(boolean) IS 'internal: moves consumer_log to its next slot, carries over what still counts, and empties the slot it left';
+
 CREATE FUNCTION accord.prune_idempotency_keys() RETURNS bigint
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     WITH gone AS (
@@ -210,7 +286,7 @@ BEGIN
         RETURN;
     END;
     PERFORM accord.turn_log_ring(force), accord.turn_attempt_ring(force), accord.turn_backlog_ring(force),
-            accord.prune_idempotency_keys();
+            accord.turn_consumer_ring(force), accord.prune_idempotency_keys();
     UPDATE accord.checkpoint c SET position = p.lowest, recorded_at = now()
     FROM (SELECT accord.lowest_position() AS lowest) p WHERE c.position <> p.lowest;
 END

@@ -70,3 +70,14 @@ CREATE VIEW accord.status AS
                          AND (q.until IS NULL OR q.until > pg_catalog.now())
                        ORDER BY q.account LIMIT 1) p ON true;
 COMMENT ON VIEW accord.status IS 'every endpoint (channel, or account of a channel), live: what it is owed, whether it lags, its circuit breaker and limits, rates over one and five minutes, latency, and its last error; null where nobody dispatches';
+
+CREATE VIEW accord.consumer_status AS
+    SELECT c.name, c.topic, c.owner, p.position, greatest(s.seq - p.position, 0) AS behind,
+           (SELECT l.committed_at FROM accord.commit_log l WHERE l.seq > p.position AND l.seq <= s.seq ORDER BY l.seq LIMIT 1) AS oldest_unread,
+           p.position > 0 AND p.position < h.seq AS lost
+    FROM accord.consumer c
+    CROSS JOIN LATERAL accord.consumer_position(c.id) AS p (position)
+    CROSS JOIN LATERAL (SELECT coalesce(max(r.last_seq), 0) AS seq FROM accord.retirement r
+                        WHERE r.log = 'event' AND r.truncated_at IS NOT NULL) AS h
+    CROSS JOIN LATERAL accord.safe_seq() AS s (seq);
+COMMENT ON VIEW accord.consumer_status IS 'how far each consumer has come: its position, the commit numbers behind it, the time of the oldest commit it has not read, and whether it has lost its place';

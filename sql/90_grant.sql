@@ -14,6 +14,9 @@ CREATE FUNCTION accord.grant_writer(role regrole) RETURNS void
 BEGIN
     EXECUTE format('GRANT INSERT, SELECT ON accord.outbox TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.expand(text, jsonb) TO %s', role);
+    -- each of these looks at the consumer's owner
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.poll(text, integer, boolean), accord.advance(text, bigint), '
+                   'accord.rewind(text, bigint), accord.rewind(text, timestamptz), accord.seq_at(timestamptz) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application needs: INSERT into accord.outbox, and to see what is still owed';
@@ -23,10 +26,10 @@ CREATE FUNCTION accord.grant_auditor(role regrole) RETURNS void
 BEGIN
     EXECUTE format('GRANT SELECT ON accord.event_log, accord.commit_log, accord.attempt_log, accord.backlog_log, '
                    'accord.cursor_log, accord.endpoint_log, accord.rate_limit, accord.paused, accord.outbox, accord.backlog, accord.dead_letter, accord.attempt, '
-                   'accord.timeline, accord.status, accord.channel, accord.account, accord.route, accord.identity, '
+                   'accord.timeline, accord.status, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.channel, accord.account, accord.route, accord.identity, '
                    'accord.idempotency_key TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), '
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), '
                    'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb) TO %s', role);
 END
@@ -38,9 +41,9 @@ CREATE FUNCTION accord.grant_admin(role regrole) RETURNS void
 BEGIN
     PERFORM accord.grant_writer(role);
     PERFORM accord.grant_auditor(role);
-    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.channel, accord.account, accord.route, accord.rate_limit TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.channel, accord.account, accord.route, accord.rate_limit, accord.consumer TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.secret TO %s', role);
-    EXECUTE format('GRANT USAGE ON SEQUENCE accord.route_id_seq, accord.rate_limit_id_seq TO %s', role);
+    EXECUTE format('GRANT USAGE ON SEQUENCE accord.route_id_seq, accord.rate_limit_id_seq, accord.consumer_id_seq TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION '
                    'accord.redeliver(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.redeliver(uuid, text, text, text), '

@@ -41,6 +41,7 @@ int			accord_settle_delay = 5;
 int			accord_response_excerpt = 1024;
 int			accord_log_retention = 30 * MINUTES_PER_DAY;
 int			accord_attempt_retention = 30 * MINUTES_PER_DAY;
+int			accord_consumer_max_lag = 90 * MINUTES_PER_DAY;
 int			accord_idempotency_retention = 90 * MINUTES_PER_DAY;
 char	   *accord_allowed_networks = NULL;
 char	   *accord_ca_file = NULL;
@@ -186,6 +187,14 @@ define_retention_settings(void)
 							"How long attempts are kept, at least.",
 							NULL,
 							&accord_attempt_retention, 30 * MINUTES_PER_DAY,
+							0, MAX_MINUTES,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.consumer_max_lag",
+							"How long the log is kept for a consumer that "
+							"lags.",
+							"Beyond it a consumer loses its place; 0 keeps "
+							"the log for as long as it lags.",
+							&accord_consumer_max_lag, 90 * MINUTES_PER_DAY,
 							0, MAX_MINUTES,
 							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomIntVariable("accord.idempotency_retention",

@@ -24,6 +24,8 @@ extern int	accord_response_excerpt;	/* bytes of an answer kept in
 										 * attempt_log */
 extern int	accord_log_retention;	/* minutes an event is kept, at least */
 extern int	accord_attempt_retention;	/* minutes an attempt is kept */
+extern int	accord_consumer_max_lag;	/* minutes the log is kept for a
+										 * consumer */
 extern int	accord_idempotency_retention;	/* minutes a key is kept */
 extern char *accord_allowed_networks;	/* private networks that may be called */
 extern char *accord_ca_file;	/* certificates to trust, else the system's */

@@ -9,6 +9,7 @@
 #include "accord.h"
 #include "datatype/timestamp.h"
 #include "executor/tuptable.h"
+#include "nodes/execnodes.h"
 
 /*
  * Appends an event to the current transaction. values and nulls are indexed by
@@ -73,6 +74,10 @@ extern bool accord_log_next_commit(AccordLogReader *reader,
 /* The next event of that commit: a slot of event_log, or NULL. */
 extern TupleTableSlot *accord_log_next_event(AccordLogReader *reader);
 extern void accord_log_close(AccordLogReader *reader);
+
+/* Adds an event to a function's result, as accord.read() returns it. */
+extern void accord_log_emit(ReturnSetInfo *result, const AccordCommit *commit,
+							TupleTableSlot *event);
 
 /*
  * One event by its place; NULL when it is not there (any more). The slot

@@ -312,10 +312,9 @@ static const AccordCommitColumn read_commit_columns[] = {
 #define READ_COLUMNS \
 	(2 + lengthof(read_columns) + lengthof(read_commit_columns))
 
-/* Emits one event of a commit. */
-static void
-emit_event(ReturnSetInfo *result, const AccordCommit *commit,
-		   TupleTableSlot *event)
+void
+accord_log_emit(ReturnSetInfo *result, const AccordCommit *commit,
+				TupleTableSlot *event)
 {
 	Datum		values[READ_COLUMNS];
 	bool		nulls[READ_COLUMNS] = {0};
@@ -367,7 +366,8 @@ accord_read(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 		while ((event = accord_log_next_event(reader)) != NULL)
 		{
-			emit_event((ReturnSetInfo *) fcinfo->resultinfo, &commit, event);
+			accord_log_emit((ReturnSetInfo *) fcinfo->resultinfo, &commit,
+							event);
 			n++;
 		}
 	}

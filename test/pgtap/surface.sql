@@ -60,6 +60,12 @@ INSERT INTO expected VALUES
     ('commit_log', 'seq bigint not null, tx_id bigint not null, committed_at timestamptz not null, role oid not null,
         events integer not null, slot smallint not null, actor text, application_name text, client_addr
         inet, reason text, correlation_id text'),
+    ('consumer', 'id bigint not null identity, name text not null, topic text not null default ''*''::text, owner text not
+        null default CURRENT_USER, max_lag interval, created_at timestamptz not null default now(), description text'),
+    ('consumer_log', 'version bigint not null, position bigint not null, recorded_at timestamptz not null, consumer bigint
+        not null, slot smallint not null'),
+    ('consumer_status', 'name text, topic text, owner text, position bigint, behind bigint, oldest_unread timestamptz,
+        lost boolean'),
     ('cursor_log', 'version bigint not null, seq bigint, recorded_at timestamptz not null, behind bigint, counted
         bigint, ord integer, slot smallint
         not null, priority smallint not null, channel text not null, account text not null'),
@@ -86,6 +92,8 @@ INSERT INTO expected VALUES
     ('rate_limit', 'id bigint not null identity, channel text not null, bucket text not null default ''''::text,
         amount integer not null, period interval not null, burst integer, enabled boolean not null default true,
         description text'),
+    ('retirement', 'log text not null, slot smallint not null, first_seq bigint not null, last_seq bigint not null, oldest
+        timestamptz not null, newest timestamptz not null, bytes bigint not null, truncated_at timestamptz'),
     ('route', 'id bigint not null identity, channel text not null, topic text not null default ''*''::text, ops
         text[], position integer not null default 100, enabled boolean not null default true, method text
         not null default ''POST''::text, path text not null default ''''::text, headers jsonb not null
@@ -112,16 +120,17 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT 
               $$SELECT name FROM expected WHERE name <> 'http_request'$$,
               'the tables and views are those that README names');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
-              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status'], 'the views are views');
+              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status'], 'the views are views');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
-              ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log'],
+              ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log', 'consumer_log'],
               'the logs are partitioned');
 SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
               $$SELECT format('%s_%s', log, slot) FROM (VALUES ('event_log', 7), ('commit_log', 7), ('attempt_log', 7),
-                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7)) AS l (log, last), generate_series(0, last) slot$$,
+                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7), ('consumer_log', 3)) AS l (log, last), generate_series(0, last) slot$$,
               'their rings have as many slots as README says');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
               $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
+                'consumer_slot', 'consumer_id_seq',
                 'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
@@ -152,6 +161,14 @@ INSERT INTO expected_function VALUES
         OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz, OUT deliver_at
         timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT actor text, OUT reason
         text, OUT correlation_id text) SETOF record'),
+    ('poll(name text, max integer, wait boolean, OUT seq bigint, OUT committed_at timestamptz, OUT tx_id bigint, OUT ord
+        integer, OUT event_id uuid, OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
+        OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz, OUT deliver_at
+        timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT actor text, OUT reason
+        text, OUT correlation_id text) SETOF record'),
+    ('advance(name text, seq bigint) bigint'),
+    ('rewind(name text, seq bigint) bigint'),
+    ('rewind(name text, at timestamptz) bigint'),
     ('safe_seq() bigint'),
     ('owed(OUT seq bigint, OUT tx_id bigint, OUT ord integer, OUT event_slot smallint, OUT committed_at
         timestamptz, OUT channel text, OUT account text, OUT state text, OUT attempts integer, OUT due_at
@@ -252,18 +269,19 @@ SELECT accord.grant_writer('"regress_accord Writer"'), accord.grant_auditor('reg
 SELECT accord.grant_admin('regress_accord_admin') \g /dev/null
 CREATE TEMPORARY VIEW writer_may (name, privilege) AS
     VALUES ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('owed', 'EXECUTE'), ('expand', 'EXECUTE'),
+           ('poll', 'EXECUTE'), ('advance', 'EXECUTE'), ('rewind', 'EXECUTE'), ('seq_at', 'EXECUTE'),
            ('outbox_event_id', 'EXECUTE');
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                         'rate_limit', 'paused', 'outbox', 'backlog',
-                        'dead_letter', 'attempt', 'timeline', 'status', 'channel', 'account', 'route', 'identity', 
+                        'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'secret.name', 'secret.updated_at']), 'SELECT'
-    UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE';
+    UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may
-    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'secret']) t,
+    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'consumer', 'secret']) t,
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
-    UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE')
+    UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE'), ('consumer_id_seq', 'USAGE')
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE';
 SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,
               $$VALUES ('outbox_event_id', 'EXECUTE')$$,
@@ -292,7 +310,7 @@ SET LOCAL ROLE regress_accord_auditor;
 SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor reads accord.' || name)
 FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                   'rate_limit', 'paused', 'outbox', 'backlog',
-                  'dead_letter', 'attempt', 'timeline', 'status', 'channel', 'account', 'route', 'identity',
+                  'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'channel', 'account', 'route', 'identity',
                   'idempotency_key']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
 SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');
@@ -332,8 +350,8 @@ SELECT is((SELECT count(DISTINCT right(event_id::text, 15)) FROM accord.event_lo
           'also without the time');
 
 CREATE TEMPORARY TABLE log (name text);
-INSERT INTO log SELECT name FROM relation WHERE name ~ '^(event|commit|attempt|backlog|cursor|endpoint)_log(_[0-9])?$';
-SELECT is((SELECT count(*) FROM log), 46::bigint, 'six logs, and their slots');
+INSERT INTO log SELECT name FROM relation WHERE name ~ '^(event|commit|attempt|backlog|cursor|endpoint|consumer)_log(_[0-9])?$';
+SELECT is((SELECT count(*) FROM log), 51::bigint, 'seven logs, and their slots');
 -- A row in each, as the dispatchers would write them.
 INSERT INTO accord.commit_log VALUES (0, 0, now(), 10, 1, 0);
 INSERT INTO accord.attempt_log (seq, recorded_at, ord, attempt, slot, channel, account, outcome)
@@ -342,6 +360,7 @@ INSERT INTO accord.backlog_log (seq, tx_id, recorded_at, owed_since, ord, versio
                                 priority, channel, account, state)
     VALUES (0, 0, now(), now(), 1, 1, 1, 0, 0, 1, 'sf', '', 'dead');
 INSERT INTO accord.cursor_log VALUES (1, 0, now(), 0, 0, 1, 0, 1, 'sf', '');
+INSERT INTO accord.consumer_log VALUES (1, 0, now(), 0, 0);
 INSERT INTO accord.endpoint_log VALUES (now(), NULL, 0, 'sf', '', 'open');
 CREATE FUNCTION pg_temp.refused(replication_role text) RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE
