@@ -145,6 +145,26 @@ BEGIN
 END
 $$;
 
+-- Statements that set a secret are given a row's own value back: the trigger seals it with the key that seals now.
+CREATE FUNCTION accord.reseal() RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    resealed bigint;
+BEGIN
+    IF current_setting('accord.secret_key_file') = '' AND current_setting('accord.secret_key_command') = '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'no key is configured to seal accord.secret with',
+            HINT = 'Set accord.secret_key_file or accord.secret_key_command, and reload.';
+    END IF;
+    WITH before AS (SELECT s.name, s.value FROM accord.secret s ORDER BY s.name FOR UPDATE),
+         sealed AS (UPDATE accord.secret s SET value = s.value FROM before b WHERE b.name = s.name
+                    RETURNING s.value <> b.value AS changed)
+    SELECT count(*) FILTER (WHERE changed) INTO resealed FROM sealed;
+    RETURN resealed;
+END
+$$;
+COMMENT ON FUNCTION accord.reseal() IS 'seals every secret with the first key of accord.secret_key_file that is not sealed with it yet: after the file was set for the first time, or a new key was put in front. Returns how many';
+
 CREATE FUNCTION accord.expand(template text, variables jsonb) RETURNS text
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'accord_expand';
 COMMENT ON FUNCTION accord.expand(text, jsonb) IS 'expands an RFC 6570 URI template (levels 1 to 3, and the prefix and explode modifiers), as paths and headers of a route do';
@@ -214,8 +234,8 @@ COMMENT ON COLUMN accord.route.batch_item_status IS 'path in a result to an HTTP
 COMMENT ON COLUMN accord.route.batch_item_error IS 'path in a result to an error: an item that has one is rejected';
 COMMENT ON COLUMN accord.route.when_dead IS 'of a delivery that is given up: continue (a dead letter; the key goes on) or hold (the key waits until a person decides)';
 COMMENT ON COLUMN accord.route.owner IS 'the role its body function runs as';
-COMMENT ON TABLE accord.secret IS 'values that auth names; readable by the workers alone, and not dumped';
-COMMENT ON COLUMN accord.secret.value IS 'one line; may be set and replaced, not read';
+COMMENT ON TABLE accord.secret IS 'values that auth names; sealed where accord.secret_key_file is set, and only then dumped';
+COMMENT ON COLUMN accord.secret.value IS 'one line; stored sealed under the name of its row; may be set and replaced, not read';
 COMMENT ON TABLE accord.rate_limit IS 'how fast a channel may be called: over any time t at most burst + t * amount / period requests for each bucket; all limits of a channel hold';
 COMMENT ON COLUMN accord.rate_limit.channel IS 'the channel';
 COMMENT ON COLUMN accord.rate_limit.bucket IS 'a template over account and event: what it comes to has a bucket of its own; empty: the whole channel';

@@ -49,13 +49,13 @@ BEGIN
                    'accord.redeliver(uuid, text, text, text), '
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
-                   'accord.resume(text, text, text), accord.adopt(), accord.launch() TO %s', role);
+                   'accord.resume(text, text, text), accord.adopt(), accord.launch(), accord.reseal() TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard() and adopt(), besides what writers and auditors may';
 REVOKE ALL ON FUNCTION accord.grant_writer(regrole), accord.grant_auditor(regrole), accord.grant_admin(regrole) FROM PUBLIC;
 
--- Everything that holds users' data is dumped; a secret's value is not, and must be given again after a restore.
+-- Everything that holds users' data is dumped; of secrets only sealed ones are, the others must be given again after a restore.
 DO $$
 DECLARE
     t text;
@@ -66,6 +66,7 @@ BEGIN
              ORDER BY c.oid LOOP
         PERFORM pg_catalog.pg_extension_config_dump(t::pg_catalog.regclass, '');
     END LOOP;
+    PERFORM pg_catalog.pg_extension_config_dump('accord.secret', $w$WHERE value LIKE 'sealed:1:%'$w$);
 END
 $$;
 

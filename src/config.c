@@ -44,6 +44,7 @@
 #include "config.h"
 #include "db.h"
 #include "json.h"
+#include "secret.h"
 #include "shmem.h"
 #include "template.h"
 
@@ -66,6 +67,9 @@ static bool stale = true;
 static bool pinned = false;
 static bool registered = false;
 static bool with_secrets = false;
+static bool fresh_keys = false; /* the next read asks for them anew */
+static AccordSecretKeys *keys = NULL;	/* while a configuration is read */
+static const char *keys_fault = NULL;	/* why there are none */
 static int64 generations = 0;
 
 static const char *const tables[] = {
@@ -134,6 +138,7 @@ void
 accord_config_with_secrets(void)
 {
 	with_secrets = true;
+	fresh_keys = true;
 	stale = true;
 }
 
@@ -238,6 +243,21 @@ run_query(const char *query, MemoryContext context)
 	return SPI_processed;
 }
 
+/* Opens the secret an auth names; when it cannot, the auth says why. */
+static void
+load_secret(int row, AccordAuth *auth)
+{
+	char	   *stored = column_text(row, "secret");
+
+	if (stored == NULL)
+		return;
+	auth->secret = accord_secret_open(keys, auth->secret_name, stored,
+									  &auth->fault);
+	if (auth->secret == NULL && keys_fault != NULL)
+		auth->fault = psprintf("secret \"%s\" cannot be opened: %s",
+							   auth->secret_name, keys_fault);
+}
+
 static void
 load_auth(int row, AccordAuth *auth)
 {
@@ -252,7 +272,7 @@ load_auth(int row, AccordAuth *auth)
 	if (kind->name_member != NULL)
 		auth->name = accord_json_member(json, kind->name_member);
 	auth->secret_name = accord_json_member(json, "secret");
-	auth->secret = column_text(row, "secret");
+	load_secret(row, auth);
 }
 
 static AccordChannel *
@@ -604,6 +624,10 @@ load_config(AccordConfig *config)
 	SetUserIdAndSecContext(accord_db_owner(), context |
 						   SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
+	MemoryContextSwitchTo(config->context);
+	keys_fault = NULL;
+	keys = with_secrets ? accord_secret_keys(fresh_keys, &keys_fault) : NULL;
+	fresh_keys = false;
 	SPI_connect();
 	load_channels(config);
 	load_accounts(config);
@@ -611,6 +635,8 @@ load_config(AccordConfig *config)
 	load_limits(config);
 	load_pauses(config);
 	SPI_finish();
+	accord_secret_forget(keys);
+	keys = NULL;
 	SetUserIdAndSecContext(user, context);
 	MemoryContextSwitchTo(caller);
 }

@@ -19,8 +19,8 @@ typedef struct AccordAuth
 {
 	AccordHttpAuth type;
 	char	   *name;			/* user or header name */
-	char	   *secret;			/* NULL with a type that needs one: not stored
-								 * (yet) */
+	char	   *secret;			/* NULL with a type that needs one: see fault */
+	const char *fault;			/* why there is no secret: NULL: not stored */
 	char	   *secret_name;
 } AccordAuth;
 
@@ -164,7 +164,10 @@ extern AccordConfig *accord_config_get(void);
  */
 extern void accord_config_pin(bool pin);
 
-/* From now on the values of secrets are read, too: for dispatchers. */
+/*
+ * From now on the values of secrets are read, too, and their keys anew: for
+ * dispatchers, at their start and when settings are reloaded.
+ */
 extern void accord_config_with_secrets(void);
 
 /* Whether accord_config_get() would reload. No transaction needed. */

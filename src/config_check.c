@@ -20,6 +20,7 @@
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "parser/parse_func.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -34,6 +35,7 @@
 #include "config.h"
 #include "db.h"
 #include "json.h"
+#include "secret.h"
 #include "template.h"
 
 /* The row being checked, and what is changed in it on the way. */
@@ -683,15 +685,98 @@ check_route(RowCheck *check)
 }
 
 static void
-check_secret(RowCheck *check)
+check_secret_value(const char *name, const char *value)
 {
-	if (has_control(get_text(check, "value")))
+	if (has_control(value))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("value of secret \"%s\" holds a line break or control "
-						"character", get_text(check, "name")),
+						"character", name),
 				 errhint("It is sent in a header and must be one line.")));
-	if (check->old != NULL)
+	if (strlen(value) > ACCORD_MAX_SECRET)
+		ereport(ERROR,
+				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("value of secret \"%s\" is longer than %d bytes", name,
+						ACCORD_MAX_SECRET),
+				 errhint("Store what is sent as a credential, nothing else.")));
+}
+
+/* The keys; raises where they are configured and cannot be read. */
+static AccordSecretKeys *
+read_secret_keys(const char *name)
+{
+	const char *fault;
+	AccordSecretKeys *keys = accord_secret_keys(true, &fault);
+
+	if (fault != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("secret \"%s\" cannot be sealed: %s", name, fault),
+				 errhint("Mend accord.secret_key_file; nothing is stored in "
+						 "plain text while it is set.")));
+	return keys;
+}
+
+/*
+ * The plain value of a given one: as it stands, or opened. NULL when it was
+ * sealed by a key that is not at hand, as in a restore elsewhere.
+ */
+static char *
+open_secret(RowCheck *check, const AccordSecretKeys *keys, const char *value)
+{
+	bool		isnull;
+	const char *name = get_text(check, "name");
+	const char *fault;
+	char	   *plain;
+
+	/* a row that only gets another name was sealed for the old one */
+	if (check->old != NULL && !column_changed(check, "value"))
+		name = TextDatumGetCString(get_column(check, check->old, "name",
+											  &isnull));
+	plain = accord_secret_open(keys, name, value, &fault);
+	if (plain != NULL)
+		return plain;
+	ereport(accord_secret_has_key(keys, value) ? ERROR : WARNING,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("%s", fault),
+			 errhint("Put its key into accord.secret_key_file, or give the "
+					 "value itself.")));
+	return NULL;
+}
+
+/*
+ * What is stored: sealed by the first key, or as it was given where there are
+ * no keys. The statement's text is taken out of sight.
+ */
+static void
+check_secret(RowCheck *check)
+{
+	char	   *name = get_text(check, "name");
+	char	   *value = get_text(check, "value");
+	AccordSecretKeys *keys = read_secret_keys(name);
+	char	   *plain = open_secret(check, keys, value);
+	bool		renamed = check->old != NULL && column_changed(check, "name");
+	bool		changed = renamed || column_changed(check, "value");
+
+	pgstat_report_activity(STATE_RUNNING,
+						   "<a statement that sets accord.secret>");
+	if (plain != NULL)
+	{
+		check_secret_value(name, plain);
+		if (keys == NULL)
+			ereport(WARNING,
+					(errcode(ERRCODE_WARNING),
+					 errmsg("secret \"%s\" is stored in plain text", name),
+					 errhint("Set accord.secret_key_file, then run SELECT "
+							 "accord.reseal().")));
+		else if (renamed || !accord_secret_is_current(keys, value))
+			set_column(check, "value",
+					   CStringGetTextDatum(accord_secret_seal(keys, name,
+															  plain)));
+		explicit_bzero(plain, strlen(plain));
+	}
+	accord_secret_forget(keys);
+	if (check->old != NULL && changed)
 		set_column(check, "updated_at",
 				   TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()));
 }

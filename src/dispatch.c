@@ -717,6 +717,7 @@ heed(void)
 	{
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
+		accord_config_with_secrets();
 		awake = true;
 	}
 	/* a wake-up may be about the extension itself */

@@ -45,6 +45,8 @@ int			accord_consumer_max_lag = 90 * MINUTES_PER_DAY;
 int			accord_idempotency_retention = 90 * MINUTES_PER_DAY;
 char	   *accord_allowed_networks = NULL;
 char	   *accord_ca_file = NULL;
+char	   *accord_secret_key_file = NULL;
+char	   *accord_secret_key_command = NULL;
 int			accord_max_databases = 64;
 int			accord_max_endpoints = 16384;
 
@@ -179,6 +181,28 @@ define_network_settings(void)
 							   NULL, NULL, NULL);
 }
 
+/* What seals accord.secret. */
+static void
+define_secret_settings(void)
+{
+	DefineCustomStringVariable("accord.secret_key_command",
+							   "Command that prints the keys that seal "
+							   "accord.secret.",
+							   "Asked once by every process that needs them; "
+							   "not used when accord.secret_key_file is set.",
+							   &accord_secret_key_command, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+	DefineCustomStringVariable("accord.secret_key_file",
+							   "File of the keys that seal accord.secret.",
+							   "A line for each, 64 hexadecimal digits; the "
+							   "first one seals, the others open what was "
+							   "sealed before.",
+							   &accord_secret_key_file, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+}
+
 /* What is kept for how long. */
 static void
 define_retention_settings(void)
@@ -220,6 +244,7 @@ accord_guc_init(bool (*networks_valid) (const char *list))
 	define_worker_settings();
 	define_dispatch_settings();
 	define_network_settings();
+	define_secret_settings();
 	define_retention_settings();
 	MarkGUCPrefixReserved("accord");
 }

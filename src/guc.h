@@ -29,6 +29,8 @@ extern int	accord_consumer_max_lag;	/* minutes the log is kept for a
 extern int	accord_idempotency_retention;	/* minutes a key is kept */
 extern char *accord_allowed_networks;	/* private networks that may be called */
 extern char *accord_ca_file;	/* certificates to trust, else the system's */
+extern char *accord_secret_key_file;	/* keys that seal accord.secret */
+extern char *accord_secret_key_command; /* prints them */
 extern int	accord_max_databases;	/* places in shared memory */
 extern int	accord_max_endpoints;	/* shown in accord.status */
 

@@ -817,8 +817,9 @@ accord_request_equip(AccordRequest *request, const AccordChannel *channel,
 	http->max_response = channel->max_response;
 	if (auth->type != ACCORD_HTTP_AUTH_NONE && auth->secret == NULL)
 	{
-		request->error = psprintf("secret \"%s\" is not stored",
-								  auth->secret_name ? auth->secret_name : "");
+		request->error = auth->fault ? pstrdup(auth->fault) :
+			psprintf("secret \"%s\" is not stored",
+					 auth->secret_name ? auth->secret_name : "");
 		request->transient = true;
 	}
 }

@@ -178,6 +178,7 @@ INSERT INTO expected_function VALUES
     ('grant_auditor(role regrole) void'),
     ('grant_admin(role regrole) void'),
     ('pause(channel text, account text, reason text, until timestamptz) void'),
+    ('reseal() bigint'),
     ('resume(channel text, account text, reason text) boolean'),
     ('adopt() void'),
     ('launch() void'),
@@ -282,7 +283,8 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'consumer', 'secret']) t,
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
     UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE'), ('consumer_id_seq', 'USAGE')
-    UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE';
+    UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
+    UNION SELECT unnest(ARRAY['reseal']), 'EXECUTE';
 SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,
               $$VALUES ('outbox_event_id', 'EXECUTE')$$,
               'grants to others are nobody else''s');
@@ -394,8 +396,11 @@ SELECT is_empty($$SELECT c.relname, t.tgname FROM pg_trigger t JOIN pg_class c O
 -- ---- pg_dump --------------------------------------------------------------------------------------------------------
 
 SELECT set_eq($$SELECT name FROM relation r, pg_extension x WHERE x.extname = 'pg_accord' AND r.kind IN ('r', 'p', 'S')
-                AND r.oid <> ALL (x.extconfig)$$, ARRAY['secret'], 'pg_dump takes everything along but secrets');
-SELECT is_empty($$SELECT FROM pg_extension WHERE extname = 'pg_accord' AND '' <> ANY (extcondition)$$, 'all of it');
+                AND r.oid <> ALL (x.extconfig)$$, ARRAY[]::text[], 'pg_dump takes everything along');
+SELECT set_eq($$SELECT c.oid::regclass::text, e.condition FROM pg_extension x,
+                unnest(x.extconfig, x.extcondition) AS e (oid, condition) JOIN pg_class c ON c.oid = e.oid
+                WHERE x.extname = 'pg_accord' AND e.condition <> ''$$,
+              $$VALUES ('accord.secret', 'WHERE value LIKE ''sealed:1:%''')$$, '... all of it, but secrets that are not sealed');
 
 SELECT finish();
 ROLLBACK;
