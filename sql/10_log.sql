@@ -15,6 +15,7 @@ SELECT pg_catalog.setval('accord.log_slot', 0);
 --   event_id         UUID version 7; also the idempotency key every channel sees
 --   occurred_at      when it happened, by its author's clock; recorded_at: when it was written, by ours
 --   deliver_at       not to be sent before; expires_at: not to be sent from then on
+--   table_id         the captured table whose row changed (accord.captured.id); null: it came through the outbox
 --   priority         0 urgent, 1 normal, 2 bulk
 --   topic, key, op   what it is about; one key's events reach a channel in commit order
 --   source           who caused it: null for the application itself, else the channel it came from
@@ -32,6 +33,7 @@ CREATE TABLE accord.event_log (
     recorded_at timestamptz NOT NULL,
     deliver_at timestamptz,
     expires_at timestamptz,
+    table_id integer,
     topic text NOT NULL CHECK (topic <> ''),
     key text,
     op text NOT NULL CHECK (op IN ('insert', 'update', 'delete', 'truncate', 'event')),
@@ -62,13 +64,15 @@ CREATE TABLE accord.commit_log (
 ) PARTITION BY LIST (slot);
 
 -- A fixed ring: partitions made at run time would be DDL on the hot path and would not be extension members.
--- The block range indexes are summarized by autovacuum, which therefore comes more often than for other insert-only
+-- What happened to one row of a captured table is found by (table_id, key): ask WHERE table_id = ... AND key COLLATE "C" =
+-- ...; events of the outbox are not in that index and do not pay for it. The block range indexes are summarized by autovacuum, which therefore comes more often than for other insert-only
 -- tables; not by autosummarize, as that complains in the writer's session when autovacuum's list of requests is full.
 DO $$
 BEGIN
     FOR s IN 0..7 LOOP
         EXECUTE pg_catalog.format('CREATE TABLE accord.event_log_%s PARTITION OF accord.event_log FOR VALUES IN (%s) WITH (autovacuum_vacuum_insert_scale_factor = 0.05)', s, s);
         EXECUTE pg_catalog.format('CREATE INDEX event_log_%s_event_id ON accord.event_log_%s USING brin (event_id) WITH (pages_per_range = 32)', s, s);
+        EXECUTE pg_catalog.format('CREATE INDEX event_log_%s_table_key ON accord.event_log_%s (table_id, key COLLATE "C") WHERE table_id IS NOT NULL', s, s);
         EXECUTE pg_catalog.format('CREATE TABLE accord.commit_log_%s PARTITION OF accord.commit_log FOR VALUES IN (%s) WITH (autovacuum_vacuum_insert_scale_factor = 0.05)', s, s);
         EXECUTE pg_catalog.format('CREATE INDEX commit_log_%s_tx_id ON accord.commit_log_%s USING brin (tx_id) WITH (pages_per_range = 32)', s, s);
     END LOOP;
@@ -89,13 +93,14 @@ CREATE FUNCTION accord.read(after_seq bigint, max integer DEFAULT 1000,
     OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
     OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz,
     OUT deliver_at timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb,
-    OUT actor text, OUT reason text, OUT correlation_id text)
+    OUT table_id integer, OUT actor text, OUT reason text, OUT correlation_id text)
     RETURNS SETOF record
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 1000 AS 'MODULE_PATHNAME', 'accord_read';
 COMMENT ON FUNCTION accord.read(bigint, integer) IS 'events committed after after_seq, in commit order and in whole transactions, until at least max events are returned; none is ever missed by a reader that remembers the last seq it saw';
 
-COMMENT ON TABLE accord.event_log IS 'every event, for good until retention; written through accord.outbox, read in commit order by accord.read()';
+COMMENT ON TABLE accord.event_log IS 'every event, for good until retention; written through accord.outbox and by captured tables, read in commit order by accord.read()';
 COMMENT ON TABLE accord.commit_log IS 'one row per transaction that wrote events, in commit order: who, when, why';
+COMMENT ON COLUMN accord.event_log.table_id IS 'the captured table whose row changed, accord.captured.id; null: the event came through accord.outbox';
 COMMENT ON COLUMN accord.commit_log.seq IS 'place in the commit order; a reader''s cursor is one of these';
 COMMENT ON COLUMN accord.commit_log.actor IS 'accord.actor of the session when it committed';
 COMMENT ON COLUMN accord.commit_log.reason IS 'accord.reason of the session when it committed';

@@ -56,7 +56,7 @@ CREATE FUNCTION accord.poll(name text, max integer DEFAULT 1000, wait boolean DE
     OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
     OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz,
     OUT deliver_at timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb,
-    OUT actor text, OUT reason text, OUT correlation_id text)
+    OUT table_id integer, OUT actor text, OUT reason text, OUT correlation_id text)
     RETURNS SETOF record
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 1000 AS 'MODULE_PATHNAME', 'accord_poll';
 COMMENT ON FUNCTION accord.poll(text, integer, boolean) IS 'the next events of a consumer, as accord.read() returns them: in commit order, in whole transactions, at least max unless there are fewer. The consumer is this session''s until the transaction ends; another one that polls waits, or with wait => false gets nothing';

@@ -17,9 +17,12 @@ BEGIN
     -- each of these looks at the consumer's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.poll(text, integer, boolean), accord.advance(text, bigint), '
                    'accord.rewind(text, bigint), accord.rewind(text, timestamptz), accord.seq_at(timestamptz) TO %s', role);
+    -- those two look at the table's owner
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), '
+                   'accord.capture(regclass, text, text[], text[], text[], text, text, text), accord.release(regclass) TO %s', role);
 END
 $$;
-COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application needs: INSERT into accord.outbox, and to see what is still owed';
+COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application needs: INSERT into accord.outbox, to see what is still owed, and to have tables captured that it owns';
 
 CREATE FUNCTION accord.grant_auditor(role regrole) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -32,6 +35,9 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), '
                    'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb) TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.captured TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), accord.captured_id(regclass), '
+                   'accord.captured_relation(integer) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_auditor(regrole) IS 'grants reading of everything but the values of secrets';

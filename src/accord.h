@@ -22,6 +22,8 @@
 
 #define ACCORD_MAX_TOPIC 255	/* bytes */
 #define ACCORD_MAX_KEY 2048		/* bytes */
+#define ACCORD_MAX_SOURCE 63	/* bytes: a channel's name */
+#define ACCORD_MAX_ACCOUNT 1020 /* bytes */
 
 /* Columns of accord.event_log, in order; 1 is the first. */
 typedef enum AccordEventColumn
@@ -35,6 +37,7 @@ typedef enum AccordEventColumn
 	ACCORD_EVENT_RECORDED_AT,
 	ACCORD_EVENT_DELIVER_AT,
 	ACCORD_EVENT_EXPIRES_AT,
+	ACCORD_EVENT_TABLE_ID,
 	ACCORD_EVENT_TOPIC,
 	ACCORD_EVENT_KEY,
 	ACCORD_EVENT_OP,
@@ -64,5 +67,22 @@ typedef enum AccordCommitColumn
 	ACCORD_COMMIT_CORRELATION_ID,
 	ACCORD_COMMIT_COLUMNS = ACCORD_COMMIT_CORRELATION_ID
 } AccordCommitColumn;
+
+/* Columns of accord.captured. */
+typedef enum AccordCapturedColumn
+{
+	ACCORD_CAPTURED_ID = 1,
+	ACCORD_CAPTURED_SCHEMA_NAME,
+	ACCORD_CAPTURED_TABLE_NAME,
+	ACCORD_CAPTURED_TOPIC,
+	ACCORD_CAPTURED_KEY_COLUMNS,
+	ACCORD_CAPTURED_COLUMNS,
+	ACCORD_CAPTURED_EXCLUDED,
+	ACCORD_CAPTURED_CONDITION,
+	ACCORD_CAPTURED_ACCOUNT_COLUMN,
+	ACCORD_CAPTURED_ON_TRUNCATE,
+	ACCORD_CAPTURED_CAPTURED_AT,
+	ACCORD_CAPTURED_RELEASED_AT
+} AccordCapturedColumn;
 
 #endif							/* ACCORD_H */

@@ -69,6 +69,13 @@
 #define accord_database_owned(database, role) \
 	pg_database_ownercheck((database), (role))
 #endif
+#if PG_VERSION_NUM >= 160000
+#define accord_relation_owned(relation, role) \
+	object_ownercheck(RelationRelationId, (relation), (role))
+#else
+#define accord_relation_owned(relation, role) \
+	pg_class_ownercheck((relation), (role))
+#endif
 
 /* 16 lets callers catch the error of a malformed name. */
 #if PG_VERSION_NUM >= 160000

@@ -218,11 +218,30 @@ accord_db_sequence_set(Oid sequence, int64 value)
 						Int64GetDatum(value));
 }
 
+/*
+ * An index of ours may be of the rows only in which a column is not null: that
+ * column; 0: its predicate, if it has one, is another.
+ */
+static AttrNumber
+find_required_column(const IndexInfo *info)
+{
+	NullTest   *test;
+
+	if (info->ii_Expressions != NIL || list_length(info->ii_Predicate) != 1)
+		return 0;
+	test = linitial(info->ii_Predicate);
+	if (!IsA(test, NullTest) || test->nulltesttype != IS_NOT_NULL ||
+		!IsA(test->arg, Var))
+		return 0;
+	return ((Var *) test->arg)->varattno;
+}
+
 /* One index's entries for n rows; estate: of an index over expressions. */
 static void
 insert_entries(Relation rel, Relation index, IndexInfo *info, EState *estate,
 			   TupleTableSlot **slots, int n)
 {
+	AttrNumber	required = find_required_column(info);
 	ExprState  *predicate = estate == NULL ? NULL :
 	ExecPrepareQual(info->ii_Predicate, estate);
 
@@ -231,6 +250,8 @@ insert_entries(Relation rel, Relation index, IndexInfo *info, EState *estate,
 		Datum		values[INDEX_MAX_KEYS];
 		bool		nulls[INDEX_MAX_KEYS];
 
+		if (required > 0 && slot_attisnull(slots[i], required))
+			continue;
 		if (estate != NULL)
 		{
 			ExprContext *context = GetPerTupleExprContext(estate);
@@ -247,7 +268,10 @@ insert_entries(Relation rel, Relation index, IndexInfo *info, EState *estate,
 	}
 }
 
-/* Our own indexes are over plain columns; an operator's may be anything. */
+/*
+ * Our own indexes are over plain columns, of all rows or of those in which one
+ * is not null; an operator's may be anything.
+ */
 static void
 insert_index_entries(Relation rel, TupleTableSlot **slots, int n)
 {
@@ -260,7 +284,8 @@ insert_index_entries(Relation rel, TupleTableSlot **slots, int n)
 		IndexInfo  *info = BuildIndexInfo(index);
 		EState	   *estate = NULL;
 
-		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
+		if (info->ii_Expressions != NIL ||
+			(info->ii_Predicate != NIL && find_required_column(info) == 0))
 			estate = CreateExecutorState();
 		if (info->ii_ReadyForInserts)
 			insert_entries(rel, index, info, estate, slots, n);

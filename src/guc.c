@@ -30,6 +30,7 @@
 char	   *accord_actor = NULL;
 char	   *accord_reason = NULL;
 char	   *accord_correlation_id = NULL;
+char	   *accord_source = NULL;
 
 bool		accord_dispatch = true;
 int			accord_dispatchers = 1;
@@ -62,6 +63,16 @@ check_networks(char **newval, void **extra, GucSource source)
 	return false;
 }
 
+static bool
+check_source(char **newval, void **extra, GucSource source)
+{
+	if (*newval == NULL || strlen(*newval) <= ACCORD_MAX_SOURCE)
+		return true;
+	GUC_check_errdetail("The name of a channel has at most %d bytes.",
+						ACCORD_MAX_SOURCE);
+	return false;
+}
+
 /* What an application says about its own session. */
 static void
 define_session_settings(void)
@@ -86,6 +97,12 @@ define_session_settings(void)
 							   "events.",
 							   &accord_reason, "",
 							   PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("accord.source",
+							   "The channel that the changes came from.",
+							   "Recorded with the events of captured tables, "
+							   "which are not sent back there.",
+							   &accord_source, "",
+							   PGC_USERSET, 0, check_source, NULL, NULL);
 }
 
 /* Which workers there are. */

@@ -56,6 +56,9 @@ INSERT INTO expected VALUES
         ''00:10:00''::interval, max_attempts integer not null default 20, max_age interval not null
         default ''1 day''::interval, idempotency_header text default ''Idempotency-Key''::text,
         idempotency_window interval, max_response integer not null default 65536, description text'),
+    ('captured', 'id integer not null identity, schema_name text not null, table_name text not null, topic text not null,
+        key_columns text[] not null, columns text[], excluded text[], condition text, account_column text, on_truncate
+        text not null default ''events''::text, captured_at timestamptz not null default now(), released_at timestamptz'),
     ('checkpoint', 'position bigint not null, recorded_at timestamptz not null'),
     ('commit_log', 'seq bigint not null, tx_id bigint not null, committed_at timestamptz not null, role oid not null,
         events integer not null, slot smallint not null, actor text, application_name text, client_addr
@@ -76,7 +79,7 @@ INSERT INTO expected VALUES
     ('event_log', 'tx_id bigint not null, ord integer not null, slot smallint not null, priority smallint not null,
         event_id uuid not null,
         occurred_at timestamptz not null, recorded_at timestamptz not null, deliver_at timestamptz, expires_at
-        timestamptz, topic text not null, key text, op text not null, source text, account text, channels text[],
+        timestamptz, table_id integer, topic text not null, key text, op text not null, source text, account text, channels text[],
         idempotency_key text, payload jsonb, before jsonb, headers jsonb'),
     ('http_request', 'method text, path text, headers jsonb, body text'),
     ('idempotency_key', 'scope text not null, key text not null, fingerprint bytea not null, event_id uuid not null,
@@ -130,7 +133,7 @@ SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
               'their rings have as many slots as README says');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
               $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
-                'consumer_slot', 'consumer_id_seq',
+                'consumer_slot', 'consumer_id_seq', 'captured_id_seq',
                 'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
@@ -159,12 +162,12 @@ INSERT INTO expected_function VALUES
     ('read(after_seq bigint, max integer, OUT seq bigint, OUT committed_at timestamptz, OUT tx_id bigint, OUT ord
         integer, OUT event_id uuid, OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
         OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz, OUT deliver_at
-        timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT actor text, OUT reason
+        timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT table_id integer, OUT actor text, OUT reason
         text, OUT correlation_id text) SETOF record'),
     ('poll(name text, max integer, wait boolean, OUT seq bigint, OUT committed_at timestamptz, OUT tx_id bigint, OUT ord
         integer, OUT event_id uuid, OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
         OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz, OUT deliver_at
-        timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT actor text, OUT reason
+        timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT table_id integer, OUT actor text, OUT reason
         text, OUT correlation_id text) SETOF record'),
     ('advance(name text, seq bigint) bigint'),
     ('rewind(name text, seq bigint) bigint'),
@@ -173,6 +176,12 @@ INSERT INTO expected_function VALUES
     ('owed(OUT seq bigint, OUT tx_id bigint, OUT ord integer, OUT event_slot smallint, OUT committed_at
         timestamptz, OUT channel text, OUT account text, OUT state text, OUT attempts integer, OUT due_at
         timestamptz, OUT error text) SETOF record'),
+    ('capture(relation regclass, topic text, key_columns text[], columns text[], excluded text[], condition text,
+        account_column text, on_truncate text) integer'),
+    ('release(relation regclass) boolean'),
+    ('captured_id(relation regclass) integer'),
+    ('captured_relation(id integer) regclass'),
+    ('row_key(VARIADIC parts text[]) text'),
     ('expand(template text, variables jsonb) text'),
     ('grant_writer(role regrole) void'),
     ('grant_auditor(role regrole) void'),
@@ -271,13 +280,16 @@ SELECT accord.grant_admin('regress_accord_admin') \g /dev/null
 CREATE TEMPORARY VIEW writer_may (name, privilege) AS
     VALUES ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('owed', 'EXECUTE'), ('expand', 'EXECUTE'),
            ('poll', 'EXECUTE'), ('advance', 'EXECUTE'), ('rewind', 'EXECUTE'), ('seq_at', 'EXECUTE'),
+           ('row_key', 'EXECUTE'), ('capture', 'EXECUTE'), ('release', 'EXECUTE'),
            ('outbox_event_id', 'EXECUTE');
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                         'rate_limit', 'paused', 'outbox', 'backlog',
                         'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'secret.name', 'secret.updated_at']), 'SELECT'
-    UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE';
+    UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE'
+    UNION ALL SELECT 'captured', 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may
     UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'consumer', 'secret']) t,
@@ -313,7 +325,7 @@ SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor read
 FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                   'rate_limit', 'paused', 'outbox', 'backlog',
                   'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'channel', 'account', 'route', 'identity',
-                  'idempotency_key']) name;
+                  'idempotency_key', 'captured']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
 SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');
 SELECT throws_ok($$SELECT value FROM accord.secret$$, '42501', NULL, 'not their values');
