@@ -1,5 +1,6 @@
 -- ring: the logs' slots move on, and the oldest are emptied when nothing needs them any more.
--- Run by dispatcher 0, at most once a minute and only when it is awake; by hand with accord.turn_rings().
+-- Run by the keeper, which dispatcher 0 starts at most once a minute and only when it is awake; by hand with
+-- accord.turn_rings().
 
 CREATE FUNCTION accord.ring_truncate(tables text) RETURNS void
     LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'accord_ring_truncate';
@@ -11,21 +12,25 @@ CREATE FUNCTION accord.ring_retention(setting text) RETURNS interval
 $$;
 COMMENT ON FUNCTION accord.ring_retention(text) IS 'internal: a retention setting as an interval';
 
--- retirement: what was emptied of the event log, and when; the horizon of every reader.
+-- retirement: what was archived and emptied of the logs, and when; the horizon of every reader.
 --   log                  'event' (event_log and commit_log) or 'attempt' (attempt_log and endpoint_log)
---   first_seq, last_seq  the lowest and the highest commit number in the slot; of attempts: those they are about
---   oldest, newest       its first and last time of commit, or of recording
+--   first_seq, last_seq  of events: the lowest and the highest commit number in the slot
+--   oldest, newest       the first and the last time of commit, or of recording
+--   archived_at          when it was copied out; null: it was not
+--   truncated_at         null: it is still there
+-- An archive function gets such a row, before its slot is emptied.
 CREATE TABLE accord.retirement (
     log text NOT NULL CHECK (log IN ('event', 'attempt')),
     slot smallint NOT NULL,
-    first_seq bigint NOT NULL,
-    last_seq bigint NOT NULL,
+    first_seq bigint,
+    last_seq bigint,
     oldest timestamptz NOT NULL,
     newest timestamptz NOT NULL,
     bytes bigint NOT NULL,
+    archived_at timestamptz,
     truncated_at timestamptz
 );
-COMMENT ON TABLE accord.retirement IS 'the slots of the logs that were emptied: what was in them, and when they were';
+COMMENT ON TABLE accord.retirement IS 'the slots of the logs that were archived or emptied: what was in them, and when; what an archive function is called with';
 
 -- Whether a consumer still reads a slot: it has not come by all of it, and what is in it is not older than its max_lag.
 CREATE FUNCTION accord.consumer_claims(last_seq bigint, newest timestamptz) RETURNS SETOF text
@@ -78,41 +83,169 @@ CREATE FUNCTION accord.ring_floor() RETURNS bigint
 $$;
 COMMENT ON FUNCTION accord.ring_floor() IS 'internal: the commit number up to which no dispatcher will read the logs again';
 
+-- What is in a slot: read from both its ends. Null when it is empty.
+CREATE FUNCTION accord.ring_bounds(log text, slot integer) RETURNS accord.retirement
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    result accord.retirement;
+    pages bigint;
+BEGIN
+    result.log := log;
+    result.slot := slot;
+    IF log = 'event' THEN
+        EXECUTE format('SELECT seq, committed_at FROM accord.commit_log_%s ORDER BY seq LIMIT 1', slot)
+            INTO result.first_seq, result.oldest;
+        EXECUTE format('SELECT seq, committed_at FROM accord.commit_log_%s ORDER BY seq DESC LIMIT 1', slot)
+            INTO result.last_seq, result.newest;
+    ELSE
+        EXECUTE format('SELECT recorded_at FROM accord.attempt_log_%s LIMIT 1', slot) INTO result.oldest;
+        -- its last pages; all of them where these hold nothing that counts
+        pages := pg_relation_size(format('accord.attempt_log_%s', slot)) / current_setting('block_size')::bigint;
+        FOR i IN 1 .. 2 LOOP
+            EXIT WHEN result.newest IS NOT NULL OR result.oldest IS NULL;
+            EXECUTE format('SELECT max(recorded_at) FROM accord.attempt_log_%s WHERE ctid >= %L', slot,
+                           format('(%s,0)', CASE i WHEN 1 THEN greatest(pages - 8, 0) ELSE 0 END)) INTO result.newest;
+        END LOOP;
+    END IF;
+    IF result.newest IS NULL THEN
+        RETURN NULL;
+    END IF;
+    result.bytes := accord.ring_bytes(log, slot);
+    RETURN result;
+END
+$$;
+COMMENT ON FUNCTION accord.ring_bounds(text, integer) IS 'internal: what is in a slot of the event or the attempt log; null when it is empty';
+
+CREATE FUNCTION accord.ring_tables(log text, slot integer) RETURNS text
+    LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format(CASE log WHEN 'event' THEN 'accord.event_log_%1$s, accord.commit_log_%1$s'
+                           WHEN 'attempt' THEN 'accord.attempt_log_%1$s, accord.endpoint_log_%1$s'
+                           WHEN 'backlog' THEN 'accord.backlog_log_%1$s, accord.cursor_log_%1$s'
+                           WHEN 'consumer' THEN 'accord.consumer_log_%1$s' END, slot)
+$$;
+COMMENT ON FUNCTION accord.ring_tables(text, integer) IS 'internal: the tables of a slot';
+
+CREATE FUNCTION accord.ring_bytes(log text, slot integer) RETURNS bigint
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT sum(pg_total_relation_size(t::regclass))::bigint
+    FROM unnest(string_to_array(accord.ring_tables(log, slot), ', ')) AS t
+$$;
+COMMENT ON FUNCTION accord.ring_bytes(text, integer) IS 'internal: what a slot takes, indexes and TOAST included';
+
+-- The bound of a log's size; null: there is none.
+CREATE FUNCTION accord.ring_max_bytes(log text) RETURNS bigint
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nullif(s.setting::bigint, 0) * 1024 * 1024 FROM pg_settings s
+    WHERE s.name = CASE log WHEN 'event' THEN 'accord.log_max_size' ELSE 'accord.attempt_max_size' END
+$$;
+COMMENT ON FUNCTION accord.ring_max_bytes(text) IS 'internal: accord.log_max_size or accord.attempt_max_size in bytes; null when it is 0';
+
+-- Whether a slot is past its time, or its log has outgrown its size.
+CREATE FUNCTION accord.ring_is_due(slot accord.retirement) RETURNS boolean
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT slot.newest <= now() - accord.ring_retention(CASE slot.log WHEN 'event' THEN 'accord.log_retention'
+                                                                      ELSE 'accord.attempt_retention' END)
+        OR coalesce((SELECT sum(accord.ring_bytes(slot.log, s)) FROM generate_series(0, 7) s)
+                    > accord.ring_max_bytes(slot.log), false)
+$$;
+COMMENT ON FUNCTION accord.ring_is_due(accord.retirement) IS 'internal: whether a slot is past retention, by age or by size';
+
+-- Who still needs a slot, and whether it must wait for its time.
+CREATE FUNCTION accord.ring_needs(slot accord.retirement) RETURNS SETOF text
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    is_needed boolean;
+BEGIN
+    IF NOT accord.ring_is_due(slot) THEN
+        RETURN NEXT 'retention';
+    END IF;
+    IF slot.log = 'attempt' THEN
+        -- What was settled beyond the floor must be known when it is read again.
+        EXECUTE format('SELECT EXISTS (SELECT FROM accord.attempt_log_%s WHERE seq > $1 AND outcome = ANY ($2))', slot.slot)
+            INTO is_needed
+            USING accord.ring_floor(), ARRAY['delivered', 'skipped', 'superseded', 'expired', 'discarded'];
+        IF is_needed THEN
+            RETURN NEXT 'dispatch';
+        END IF;
+        RETURN;
+    END IF;
+    IF slot.last_seq > least(accord.lowest_position(), (SELECT min(c.position) FROM accord.checkpoint c)) THEN
+        RETURN NEXT 'dispatch';
+    END IF;
+    RETURN QUERY SELECT DISTINCT 'channel ' || c.channel
+        FROM (SELECT DISTINCT ON (l.channel, l.account, l.priority) l.seq, l.channel FROM accord.cursor_log l
+              ORDER BY l.channel, l.account, l.priority, l.version DESC) c
+        WHERE c.seq - 1 < slot.last_seq;
+    RETURN QUERY SELECT DISTINCT 'backlog of ' || b.channel FROM accord.backlog b
+        WHERE b.event_slot = slot.slot AND b.state <> 'dead';
+    RETURN QUERY SELECT 'consumer ' || c FROM accord.consumer_claims(slot.last_seq, slot.newest) c;
+END
+$$;
+COMMENT ON FUNCTION accord.ring_needs(accord.retirement) IS 'internal: what a slot of the event or the attempt log is kept for, besides its archive';
+
+-- Whether a slot must still be copied out, as it stands.
+CREATE FUNCTION accord.ring_unarchived(slot accord.retirement) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM accord.archive a WHERE a.log = slot.log AND a.enabled)
+       AND NOT EXISTS (SELECT FROM accord.retirement r
+                       WHERE r.log = slot.log AND r.slot = slot.slot AND r.truncated_at IS NULL
+                         AND r.newest = slot.newest AND r.last_seq IS NOT DISTINCT FROM slot.last_seq);
+END
+$$;
+COMMENT ON FUNCTION accord.ring_unarchived(accord.retirement) IS 'internal: whether a slot is to be archived and is not';
+
+-- Empties a log's oldest slots, as far as they may go; it holds its lock for an instant, and waits for none.
+CREATE FUNCTION accord.ring_empty(log text, turns bigint) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    slot accord.retirement;
+    tables text;
+BEGIN
+    FOR i IN 1 .. 7 LOOP
+        slot := accord.ring_bounds(log, ((turns + i) % 8)::integer);
+        CONTINUE WHEN slot.newest IS NULL;
+        EXIT WHEN EXISTS (SELECT FROM accord.ring_needs(slot)) OR accord.ring_unarchived(slot);
+        tables := accord.ring_tables(log, slot.slot);
+        EXIT WHEN NOT accord.ring_lock(tables);
+        -- Somebody may have committed into it before the lock.
+        slot := accord.ring_bounds(log, slot.slot);
+        EXIT WHEN EXISTS (SELECT FROM accord.ring_needs(slot)) OR accord.ring_unarchived(slot);
+        UPDATE accord.retirement r SET truncated_at = now()
+            WHERE r.log = slot.log AND r.slot = slot.slot AND r.truncated_at IS NULL;
+        IF NOT FOUND THEN
+            slot.truncated_at := now();
+            INSERT INTO accord.retirement SELECT slot.*;
+        END IF;
+        PERFORM accord.ring_truncate(tables);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION accord.ring_empty(text, bigint) IS 'internal: empties the oldest slots of the event or the attempt log that nothing needs any more';
+
+-- It moves on when the current slot holds its share of the retention, or of the size, and the next one is empty.
+CREATE FUNCTION accord.ring_may_move(log text, turns bigint, force boolean) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    current accord.retirement := accord.ring_bounds(log, (turns % 8)::integer);
+    kept interval := accord.ring_retention(CASE log WHEN 'event' THEN 'accord.log_retention'
+                                                    ELSE 'accord.attempt_retention' END);
+    is_empty boolean;
+BEGIN
+    EXECUTE format('SELECT NOT EXISTS (SELECT FROM accord.%s_log_%s)', log, (turns + 1) % 8) INTO is_empty;
+    RETURN is_empty AND (force OR coalesce(current.oldest < now() - kept / 6, false)
+                         OR coalesce(current.bytes > accord.ring_max_bytes(log) / 6, false));
+END
+$$;
+COMMENT ON FUNCTION accord.ring_may_move(text, bigint, boolean) IS 'internal: whether the event or the attempt log is to go on in its next slot';
+
 CREATE FUNCTION accord.turn_log_ring(force boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    retention interval := accord.ring_retention('accord.log_retention');
     turns bigint := (SELECT last_value FROM accord.log_slot);
-    slot integer;
-    tables text;
-    newest record;
-    oldest timestamptz;
-    is_empty boolean;
 BEGIN
-    -- Empty the oldest slots that are past retention and that no delivery still needs.
-    FOR i IN 1 .. 7 LOOP
-        slot := (turns + i) % 8;
-        EXECUTE format('SELECT seq, committed_at FROM accord.commit_log_%s ORDER BY seq DESC LIMIT 1', slot) INTO newest;
-        CONTINUE WHEN newest.seq IS NULL;
-        EXIT WHEN newest.committed_at > now() - retention OR newest.seq > accord.ring_floor();
-        EXIT WHEN EXISTS (SELECT FROM accord.backlog b WHERE b.event_slot = slot AND b.state <> 'dead');
-        tables := format('accord.event_log_%s, accord.commit_log_%s', slot, slot);
-        EXIT WHEN NOT accord.ring_lock(tables);
-        -- Somebody may have committed into it before the lock.
-        EXECUTE format('SELECT seq, committed_at FROM accord.commit_log_%s ORDER BY seq DESC LIMIT 1', slot) INTO newest;
-        EXIT WHEN newest.committed_at > now() - retention OR newest.seq > accord.ring_floor();
-        EXIT WHEN EXISTS (SELECT FROM accord.consumer_claims(newest.seq, newest.committed_at));
-        EXECUTE format('INSERT INTO accord.retirement (log, slot, first_seq, last_seq, oldest, newest, bytes, truncated_at) '
-                       'SELECT ''event'', %1$s, min(seq), max(seq), min(committed_at), max(committed_at), '
-                       'pg_total_relation_size(''accord.event_log_%1$s'') '
-                       '+ pg_total_relation_size(''accord.commit_log_%1$s''), now() FROM accord.commit_log_%1$s', slot);
-        PERFORM accord.ring_truncate(tables);
-    END LOOP;
-
-    -- Move on when the current slot holds its share of the retention and the next one is empty.
-    EXECUTE format('SELECT committed_at FROM accord.commit_log_%s ORDER BY seq LIMIT 1', turns % 8) INTO oldest;
-    EXECUTE format('SELECT NOT EXISTS (SELECT FROM accord.event_log_%s)', (turns + 1) % 8) INTO is_empty;
-    IF is_empty AND (force OR oldest < now() - retention / 6) THEN
+    PERFORM accord.ring_empty('event', turns);
+    IF accord.ring_may_move('event', turns, force) THEN
         PERFORM setval('accord.log_slot', turns + 1);
     END IF;
 END
@@ -122,31 +255,10 @@ COMMENT ON FUNCTION accord.turn_log_ring(boolean) IS 'internal: moves event_log 
 CREATE FUNCTION accord.turn_attempt_ring(force boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    retention interval := accord.ring_retention('accord.attempt_retention');
     turns bigint := (SELECT last_value FROM accord.attempt_slot);
-    slot integer;
-    tables text;
-    newest timestamptz;
-    oldest timestamptz;
-    is_needed boolean;
-    is_empty boolean;
 BEGIN
-    FOR i IN 1 .. 7 LOOP
-        slot := (turns + i) % 8;
-        tables := format('accord.attempt_log_%s, accord.endpoint_log_%s', slot, slot);
-        EXECUTE format('SELECT recorded_at FROM accord.attempt_log_%s ORDER BY ctid DESC LIMIT 1', slot) INTO newest;
-        CONTINUE WHEN newest IS NULL;
-        EXIT WHEN newest > now() - retention OR NOT accord.ring_lock(tables);
-        -- What was settled beyond the floor must be known when it is read again.
-        EXECUTE format('SELECT EXISTS (SELECT FROM accord.attempt_log_%s WHERE seq > accord.ring_floor() '
-                       'AND outcome IN (''delivered'', ''skipped'', ''superseded'', ''expired'', ''discarded''))',
-                       slot) INTO is_needed;
-        EXIT WHEN is_needed;
-        PERFORM accord.ring_truncate(tables);
-    END LOOP;
-    EXECUTE format('SELECT recorded_at FROM accord.attempt_log_%s LIMIT 1', turns % 8) INTO oldest;
-    EXECUTE format('SELECT NOT EXISTS (SELECT FROM accord.attempt_log_%s)', (turns + 1) % 8) INTO is_empty;
-    IF is_empty AND (force OR oldest < now() - retention / 6) THEN
+    PERFORM accord.ring_empty('attempt', turns);
+    IF accord.ring_may_move('attempt', turns, force) THEN
         PERFORM setval('accord.attempt_slot', turns + 1);
     END IF;
 END

@@ -29,10 +29,10 @@ CREATE FUNCTION accord.grant_auditor(role regrole) RETURNS void
 BEGIN
     EXECUTE format('GRANT SELECT ON accord.event_log, accord.commit_log, accord.attempt_log, accord.backlog_log, '
                    'accord.cursor_log, accord.endpoint_log, accord.rate_limit, accord.paused, accord.outbox, accord.backlog, accord.dead_letter, accord.attempt, '
-                   'accord.timeline, accord.status, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.channel, accord.account, accord.route, accord.identity, '
+                   'accord.timeline, accord.status, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.archive, accord.ring, accord.channel, accord.account, accord.route, accord.identity, '
                    'accord.idempotency_key TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), '
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), accord.ring_slots(), '
                    'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb) TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.captured TO %s', role);
@@ -48,6 +48,8 @@ BEGIN
     PERFORM accord.grant_writer(role);
     PERFORM accord.grant_auditor(role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.channel, accord.account, accord.route, accord.rate_limit, accord.consumer TO %s', role);
+    EXECUTE format('GRANT INSERT (log, function, owner, enabled, description), UPDATE (log, function, owner, enabled, '
+                   'description), DELETE ON accord.archive TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.secret TO %s', role);
     EXECUTE format('GRANT USAGE ON SEQUENCE accord.route_id_seq, accord.rate_limit_id_seq, accord.consumer_id_seq TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION '

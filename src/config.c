@@ -400,7 +400,7 @@ load_ops(int row)
 }
 
 static Oid
-find_function(const char *name, Oid argument)
+find_function(const char *name, Oid argument, Oid result)
 {
 	List	   *names = accord_qualified_name_list(name);
 	Oid			function = LookupFuncName(names, 1, &argument, true);
@@ -408,8 +408,7 @@ find_function(const char *name, Oid argument)
 	if (OidIsValid(function) &&
 		(get_func_prokind(function) != PROKIND_FUNCTION ||
 		 get_func_retset(function) ||
-		 get_func_rettype(function) !=
-		 get_rel_type_id(accord_db_relid("http_request"))))
+		 get_func_rettype(function) != result))
 		return InvalidOid;
 	return function;
 }
@@ -417,13 +416,22 @@ find_function(const char *name, Oid argument)
 Oid
 accord_config_body_function(const char *name)
 {
-	return find_function(name, get_rel_type_id(accord_db_relid("event_log")));
+	return find_function(name, get_rel_type_id(accord_db_relid("event_log")),
+						 get_rel_type_id(accord_db_relid("http_request")));
 }
 
 Oid
 accord_config_batch_function(const char *name)
 {
-	return find_function(name, get_array_type(get_rel_type_id(accord_db_relid("event_log"))));
+	return find_function(name, get_array_type(get_rel_type_id(accord_db_relid("event_log"))),
+						 get_rel_type_id(accord_db_relid("http_request")));
+}
+
+Oid
+accord_config_archive_function(const char *name)
+{
+	return find_function(name, get_rel_type_id(accord_db_relid("retirement")),
+						 VOIDOID);
 }
 
 bool

@@ -219,6 +219,9 @@ extern Oid	accord_config_body_function(const char *name);
 /* The same for a batch: its argument is an array of events. */
 extern Oid	accord_config_batch_function(const char *name);
 
+/* The same for a slot of a log that is to be archived. */
+extern Oid	accord_config_archive_function(const char *name);
+
 /*
  * Whether a body function may run as that role. Not one of a mere user's as a
  * superuser: who owns a function can replace it.

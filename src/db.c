@@ -28,6 +28,7 @@
 #include "nodes/execnodes.h"
 #include "storage/bufmgr.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -67,6 +68,30 @@ void
 accord_db_abort(void)
 {
 	AbortCurrentTransaction();
+}
+
+void
+accord_db_set_session(void)
+{
+	static const char *const settings[][2] = {
+		{"role", "none"},
+		{"session_replication_role", "origin"},
+		{"standard_conforming_strings", "on"},
+		{"search_path", "pg_catalog, pg_temp"},
+		{"synchronous_commit", "local"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"row_security", "off"},
+		{"jit", "off"}
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
+						PGC_S_OVERRIDE);
 }
 
 /* Relation cache callback: forget all OIDs when one of ours changed. */

@@ -16,6 +16,9 @@ extern void accord_db_begin(void);
 extern void accord_db_commit(void);
 extern void accord_db_abort(void);	/* after an error was caught */
 
+/* A worker's session: nobody's defaults shall stop or divert it. */
+extern void accord_db_set_session(void);
+
 /* Our relations, by name; cached, and forgotten when the extension goes. */
 extern Oid	accord_db_relid(const char *name);
 

@@ -53,9 +53,9 @@
 #include "http.h"
 #include "identity.h"
 #include "intake.h"
+#include "keeper.h"
 #include "recovery.h"
 #include "request.h"
-#include "ring.h"
 #include "settle.h"
 #include "shmem.h"
 #include "show.h"
@@ -71,7 +71,7 @@ static MemoryContext turn_context = NULL;	/* reset every turn of the loop */
 static bool awake = true;		/* the latch was set: there may be news */
 static TimestampTz read_at = 0; /* the log was last looked at */
 static bool here = false;		/* not a copy: it may send */
-static TimestampTz housekept_at = 0;	/* the rings were turned */
+static TimestampTz housekept_at = 0;	/* a keeper was started */
 
 /* Hands a finished request to curl; the delivery is in flight from now on. */
 static void
@@ -749,7 +749,7 @@ heed(void)
 	MemoryContextSwitchTo(turn_context);
 }
 
-/* Turns the rings now and then; one dispatcher does it for all. */
+/* Has the house kept now and then; one dispatcher does it for all. */
 static void
 keep_house(TimestampTz now)
 {
@@ -757,8 +757,7 @@ keep_house(TimestampTz now)
 		!TimestampDifferenceExceeds(housekept_at, now, HOUSEKEEPING_EVERY))
 		return;
 	housekept_at = now;
-	accord_ring_turn();
-	MemoryContextSwitchTo(turn_context);
+	accord_keeper_start();
 }
 
 /*
@@ -823,31 +822,6 @@ turn(void)
 	return earlier(timeout, showing);
 }
 
-/* Session settings: nobody's defaults shall stop or divert a dispatcher. */
-static void
-set_session(void)
-{
-	static const char *const settings[][2] = {
-		{"role", "none"},
-		{"session_replication_role", "origin"},
-		{"standard_conforming_strings", "on"},
-		{"search_path", "pg_catalog, pg_temp"},
-		{"synchronous_commit", "local"},
-		{"statement_timeout", "0"},
-		{"lock_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_deferrable", "off"},
-		{"row_security", "off"},
-		{"jit", "off"}
-	};
-
-	for (int i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
-						PGC_S_OVERRIDE);
-}
-
 /* Connects, and finds out whether there is anything to do here. */
 static void
 start(int number, int count)
@@ -908,7 +882,7 @@ accord_dispatch_main(Datum arg)
 										args.count))
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(args.database, InvalidOid, 0);
-	set_session();
+	accord_db_set_session();
 	start(args.number, args.count);
 
 	set = accord_create_wait_event_set(3);

@@ -42,6 +42,8 @@ int			accord_settle_delay = 5;
 int			accord_response_excerpt = 1024;
 int			accord_log_retention = 30 * MINUTES_PER_DAY;
 int			accord_attempt_retention = 30 * MINUTES_PER_DAY;
+int			accord_log_max_size = 0;
+int			accord_attempt_max_size = 0;
 int			accord_consumer_max_lag = 90 * MINUTES_PER_DAY;
 int			accord_idempotency_retention = 90 * MINUTES_PER_DAY;
 char	   *accord_allowed_networks = NULL;
@@ -224,6 +226,12 @@ define_secret_settings(void)
 static void
 define_retention_settings(void)
 {
+	DefineCustomIntVariable("accord.attempt_max_size",
+							"How large the log of attempts may grow.",
+							"Beyond it the oldest go before their retention "
+							"ends; 0: it may grow as it does.",
+							&accord_attempt_max_size, 0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
 	DefineCustomIntVariable("accord.attempt_retention",
 							"How long attempts are kept, at least.",
 							NULL,
@@ -244,6 +252,13 @@ define_retention_settings(void)
 							&accord_idempotency_retention,
 							90 * MINUTES_PER_DAY, 1, MAX_MINUTES,
 							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("accord.log_max_size",
+							"How large the log of events may grow.",
+							"Beyond it the oldest go before their retention "
+							"ends, unless they are still needed; 0: it may "
+							"grow as it does.",
+							&accord_log_max_size, 0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
 	DefineCustomIntVariable("accord.log_retention",
 							"How long events are kept, at least.",
 							"Events that are still owed to a channel are "

@@ -23,6 +23,8 @@ extern int	accord_function_timeout;	/* ms for a route's body function */
 extern int	accord_settle_delay;	/* ms that outcomes may wait for company */
 extern int	accord_response_excerpt;	/* bytes of an answer kept in
 										 * attempt_log */
+extern int	accord_log_max_size;	/* MB of events; 0: no bound */
+extern int	accord_attempt_max_size;	/* MB of attempts; 0: no bound */
 extern int	accord_log_retention;	/* minutes an event is kept, at least */
 extern int	accord_attempt_retention;	/* minutes an attempt is kept */
 extern int	accord_consumer_max_lag;	/* minutes the log is kept for a

@@ -28,6 +28,8 @@ INSERT INTO expected VALUES
     ('account', 'channel text not null, name text not null, base_url text, enabled boolean not null default true,
         auth jsonb, max_in_flight integer, weight integer not null default 1, vars jsonb not null default
         ''{}''::jsonb, description text'),
+    ('archive', 'log text not null, function text not null, owner text not null default CURRENT_USER, enabled boolean not
+        null default true, failures integer not null default 0, failed_at timestamptz, error text, description text'),
     ('attempt', 'recorded_at timestamptz, event_id uuid, topic text, key text, channel text, account text, attempt
         integer, outcome text, status smallint, sent text, duration_ms real, error text, response text,
         request_id text, seq bigint, ord integer'),
@@ -95,8 +97,10 @@ INSERT INTO expected VALUES
     ('rate_limit', 'id bigint not null identity, channel text not null, bucket text not null default ''''::text,
         amount integer not null, period interval not null, burst integer, enabled boolean not null default true,
         description text'),
-    ('retirement', 'log text not null, slot smallint not null, first_seq bigint not null, last_seq bigint not null, oldest
-        timestamptz not null, newest timestamptz not null, bytes bigint not null, truncated_at timestamptz'),
+    ('retirement', 'log text not null, slot smallint not null, first_seq bigint, last_seq bigint, oldest timestamptz not
+        null, newest timestamptz not null, bytes bigint not null, archived_at timestamptz, truncated_at timestamptz'),
+    ('ring', 'log text, slot smallint, is_current boolean, bytes bigint, estimated_rows bigint, first_seq bigint, last_seq
+        bigint, oldest timestamptz, newest timestamptz, needed_by text[], archived_at timestamptz'),
     ('route', 'id bigint not null identity, channel text not null, topic text not null default ''*''::text, ops
         text[], position integer not null default 100, enabled boolean not null default true, method text
         not null default ''POST''::text, path text not null default ''''::text, headers jsonb not null
@@ -123,7 +127,7 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT 
               $$SELECT name FROM expected WHERE name <> 'http_request'$$,
               'the tables and views are those that README names');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
-              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status'], 'the views are views');
+              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring'], 'the views are views');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
               ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log', 'consumer_log'],
               'the logs are partitioned');
@@ -170,6 +174,7 @@ INSERT INTO expected_function VALUES
         timestamptz, OUT expires_at timestamptz, OUT priority smallint, OUT channels text[], OUT idempotency_key text, OUT headers jsonb, OUT table_id integer, OUT actor text, OUT reason
         text, OUT correlation_id text) SETOF record'),
     ('advance(name text, seq bigint) bigint'),
+    ('archive_slots() integer'),
     ('rewind(name text, seq bigint) bigint'),
     ('rewind(name text, at timestamptz) bigint'),
     ('safe_seq() bigint'),
@@ -285,9 +290,10 @@ CREATE TEMPORARY VIEW writer_may (name, privilege) AS
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                         'rate_limit', 'paused', 'outbox', 'backlog',
-                        'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'channel', 'account', 'route', 'identity', 
+                        'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'secret.name', 'secret.updated_at']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE'
+    UNION ALL VALUES ('ring_slots', 'EXECUTE')
     UNION ALL SELECT 'captured', 'SELECT'
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
@@ -295,6 +301,9 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'consumer', 'secret']) t,
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
     UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE'), ('consumer_id_seq', 'USAGE')
+    UNION VALUES ('archive', 'DELETE')
+    UNION SELECT 'archive.' || c, p FROM unnest(ARRAY['log', 'function', 'owner', 'enabled', 'description']) c,
+                                        unnest(ARRAY['INSERT', 'UPDATE']) p
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['reseal']), 'EXECUTE';
 SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,
@@ -324,7 +333,7 @@ SET LOCAL ROLE regress_accord_auditor;
 SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor reads accord.' || name)
 FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                   'rate_limit', 'paused', 'outbox', 'backlog',
-                  'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'channel', 'account', 'route', 'identity',
+                  'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity',
                   'idempotency_key', 'captured']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
 SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');
