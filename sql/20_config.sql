@@ -169,6 +169,23 @@ CREATE FUNCTION accord.expand(template text, variables jsonb) RETURNS text
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'accord_expand';
 COMMENT ON FUNCTION accord.expand(text, jsonb) IS 'expands an RFC 6570 URI template (levels 1 to 3, and the prefix and explode modifiers), as paths and headers of a route do';
 
+-- What is said, as a hint, to whoever violates a constraint whose expression does not say it plainly.
+COMMENT ON CONSTRAINT channel_name_check ON accord.channel IS 'Use at most 63 letters, digits, "_", "-" and "."; the first a letter, a digit or "_".';
+COMMENT ON CONSTRAINT channel_ordering_check ON accord.channel IS 'Use key or none.';
+COMMENT ON CONSTRAINT channel_throttle_scope_check ON accord.channel IS 'Use account or channel.';
+COMMENT ON CONSTRAINT account_name_check ON accord.account IS 'Use 1 to 255 characters.';
+COMMENT ON CONSTRAINT account_vars_check ON accord.account IS 'Give a JSON object; templates name its members vars.NAME.';
+COMMENT ON CONSTRAINT route_topic_check ON accord.route IS 'Give a pattern such as "rate.*"; "*" alone takes every topic.';
+COMMENT ON CONSTRAINT route_method_check ON accord.route IS 'Use POST, PUT, PATCH, DELETE or GET.';
+COMMENT ON CONSTRAINT route_mode_check ON accord.route IS 'Use state or command.';
+COMMENT ON CONSTRAINT route_ambiguous_check ON accord.route IS 'Use hold or retry.';
+COMMENT ON CONSTRAINT route_when_dead_check ON accord.route IS 'Use continue or hold.';
+COMMENT ON CONSTRAINT batch_only_in_state_mode_and_without_skip_unchanged ON accord.route IS 'With a batch_size above 1, set mode to state and skip_unchanged to false.';
+COMMENT ON CONSTRAINT batch_item_paths_need_batch_items ON accord.route IS 'Set batch_items, too: where in the answer the results are; empty: all of it.';
+COMMENT ON CONSTRAINT quiet_max_needs_quiet ON accord.route IS 'Set quiet, too.';
+COMMENT ON CONSTRAINT secret_name_check ON accord.secret IS 'Use at most 127 letters, digits, "_", "-", "." and "/"; the first a letter, a digit or "_".';
+COMMENT ON CONSTRAINT secret_value_check ON accord.secret IS 'Give a value that is not empty.';
+
 COMMENT ON TABLE accord.channel IS 'one external API: where it is, how it is spoken to, and how patiently';
 COMMENT ON COLUMN accord.channel.name IS 'its name in the logs, for good';
 COMMENT ON COLUMN accord.channel.base_url IS 'http or https; a route''s path is appended';

@@ -153,6 +153,7 @@ CREATE FUNCTION accord.pause(channel text, account text DEFAULT NULL, reason tex
 #variable_conflict use_column
 BEGIN
     PERFORM accord.find_endpoint(channel, account);
+    until := nullif(until, 'infinity');
     IF until <= now() THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('channel "%s" cannot be paused until a time that has passed', channel),

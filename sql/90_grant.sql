@@ -9,9 +9,21 @@ GRANT USAGE ON SCHEMA accord TO PUBLIC;
 GRANT EXECUTE ON FUNCTION accord.outbox_event_id() TO PUBLIC;
 
 -- Helpers instead of roles of our own: the application's roles get what a writer, auditor or admin needs.
+CREATE FUNCTION accord.check_role(role regrole) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF role IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'no role is given to grant to',
+            HINT = 'Give the name of a role, such as ''app''.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION accord.check_role(regrole) IS 'internal: raises unless a role is given';
+
 CREATE FUNCTION accord.grant_writer(role regrole) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    PERFORM accord.check_role(role);
     EXECUTE format('GRANT INSERT, SELECT ON accord.outbox TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.expand(text, jsonb) TO %s', role);
     -- each of these looks at the consumer's owner
@@ -27,6 +39,7 @@ COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application 
 CREATE FUNCTION accord.grant_auditor(role regrole) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    PERFORM accord.check_role(role);
     EXECUTE format('GRANT SELECT ON accord.event_log, accord.commit_log, accord.attempt_log, accord.backlog_log, '
                    'accord.cursor_log, accord.endpoint_log, accord.rate_limit, accord.paused, accord.outbox, accord.backlog, accord.dead_letter, accord.attempt, '
                    'accord.timeline, accord.status, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.archive, accord.ring, accord.channel, accord.account, accord.route, accord.identity, '
@@ -61,7 +74,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard() and adopt(), besides what writers and auditors may';
-REVOKE ALL ON FUNCTION accord.grant_writer(regrole), accord.grant_auditor(regrole), accord.grant_admin(regrole) FROM PUBLIC;
+REVOKE ALL ON FUNCTION accord.grant_writer(regrole), accord.grant_auditor(regrole), accord.grant_admin(regrole), accord.check_role(regrole)
+    FROM PUBLIC;
 
 -- Everything that holds users' data is dumped; of secrets only sealed ones are, the others must be given again after a restore.
 DO $$

@@ -281,15 +281,19 @@ parse_answer(const AccordHttpResponse *response)
 	return json;
 }
 
-/* A value within a result, as text; NULL: there is none. */
+/*
+ * A value within a result, as text; an empty path is the result itself. NULL:
+ * there is none.
+ */
 static char *
 value_at(JsonbValue *result, const char *path)
 {
-	JsonbValue *value;
+	JsonbValue *value = result;
 
-	if (path == NULL || result->type != jbvBinary)
+	if (path == NULL || (path[0] != '\0' && result->type != jbvBinary))
 		return NULL;
-	value = accord_json_path(JsonbValueToJsonb(result), path);
+	if (path[0] != '\0')
+		value = accord_json_path(JsonbValueToJsonb(result), path);
 	return value ? accord_json_text(value) : NULL;
 }
 

@@ -33,6 +33,7 @@
 #include "accord.h"
 #include "compat.h"
 #include "config.h"
+#include "constraint.h"
 #include "db.h"
 #include "json.h"
 #include "secret.h"
@@ -594,6 +595,26 @@ check_function(RowCheck *check, const char *column, bool batch, Oid owner)
 	set_column(check, column, CStringGetTextDatum(name));
 }
 
+/* A dotted path into an answer. */
+static void
+check_answer_path(RowCheck *check, const char *column)
+{
+	char	   *path = get_text(check, column);
+	size_t		len = path == NULL ? 0 : strlen(path);
+
+	if (len == 0)
+		return;
+	if (path[0] == '.' || path[len - 1] == '.' || strstr(path, "..") != NULL ||
+		strpbrk(path, "$[]*") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s \"%s\" of %s is not a dotted path", column, path,
+						check->table),
+				 errhint("Give names separated by dots, such as "
+						 "\"result.items\"; a number is a place in an array, "
+						 "and an empty path the whole.")));
+}
+
 /* What only a route that makes batches can have. */
 static void
 check_batch(RowCheck *check)
@@ -606,6 +627,10 @@ check_batch(RowCheck *check)
 	if (group != NULL)
 		check_template(check->table, "batch_group", group);
 	check_template(check->table, "batch_id", get_text(check, "batch_id"));
+	check_answer_path(check, "batch_items");
+	check_answer_path(check, "batch_item_id");
+	check_answer_path(check, "batch_item_status");
+	check_answer_path(check, "batch_item_error");
 	if (size > 1 && get_text(check, "body_function") != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -835,6 +860,7 @@ accord_config_check(PG_FUNCTION_ARGS)
 	else
 		check.row = trigger->tg_trigtuple;
 
+	accord_constraint_check(check.rel, check.row);
 	for (int i = 0; i < lengthof(checks); i++)
 		if (strcmp(RelationGetRelationName(check.rel), checks[i].table) == 0 &&
 			!lacks_column(&check, checks[i].needed))

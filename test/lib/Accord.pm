@@ -19,10 +19,11 @@ use Exporter qw(import);
 use File::Basename qw(dirname);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Test::More ();
 use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(new_node start_stub send_everything channel route insert_row insert_sql literal events poll_until workers dispatcher
-  crash_server wait_for_delivery wait_for_rows timeout_default
+  memory_below crash_server wait_for_delivery wait_for_rows timeout_default
   fullest);
 
 # Seconds that a condition may take before the test gives up on it.
@@ -153,6 +154,15 @@ sub dispatcher
     poll_until(sub { @pids = workers($node, 'dispatcher', $database || 'postgres') }, 'a dispatcher');
     die "there are several dispatchers: @pids\n" if @pids > 1;
     return $pids[0];
+}
+
+# Whether so many kB are less than the limit; under SANITIZE nobody knows, as the sanitizer takes much more itself.
+sub memory_below
+{
+    my ($used, $limit, $what) = @_;
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+    return Test::More::cmp_ok($used, '<', $limit, $what) unless $ENV{SANITIZE};
+    return Test::More::pass("$what (not judged: a sanitizer takes memory of its own)");
 }
 
 # Ends the postmaster by SIGKILL, waits until its children have noticed and ended, and starts the server again. The lock

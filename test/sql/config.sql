@@ -320,6 +320,34 @@ SELECT accord.pause('cf', reason => 'maintenance'), accord.pause('cf', reason =>
 SELECT channel, account, reason, until FROM accord.paused;
 SELECT accord.resume('cf'), accord.resume('cf');
 
+SELECT accord.pause('cf', until => 'infinity') \g /dev/null
+SELECT channel, until FROM accord.paused;
+SELECT accord.resume('cf');
+SELECT what, pg_temp.try('INSERT INTO accord.route (channel, batch_size, batch_items, batch_item_id, batch_item_status, '
+                         'batch_item_error) VALUES (''cf'', 2, ' || what || ')') FROM unnest(ARRAY[
+    $$'', 'id', 'a.0.b', ''$$, $$'$.items', NULL, NULL, NULL$$, $$'items[*]', NULL, NULL, NULL$$,
+    $$'a..b', NULL, NULL, NULL$$, $$'', '.id', NULL, NULL$$, $$'', NULL, 'status.', NULL$$, $$'', NULL, NULL, '*'$$]) what;
+SELECT pg_temp.try(what) FROM unnest(ARRAY[$$SELECT accord.grant_writer(NULL)$$, $$SELECT accord.grant_auditor(NULL)$$,
+    $$SELECT accord.grant_admin(NULL)$$]) what;
+
+-- Whatever is wrong with the row of a secret, its value is in no part of what is said.
+CREATE FUNCTION pg_temp.says(statement text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    message text;
+    detail text;
+    hint text;
+BEGIN
+    EXECUTE statement;
+    RETURN 'accepted';
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+    RETURN concat_ws(' ', message, detail, hint);
+END
+$$;
+SELECT name, pg_temp.says(format('INSERT INTO accord.secret (name, value) VALUES (%L, %L)', name, value)) LIKE '%S3cr3t%'
+FROM (VALUES (NULL, 'S3cr3t'), ('', 'S3cr3t'), ('a b', 'S3cr3t'), (repeat('n', 128), 'S3cr3t'), ('cf/key', 'S3cr3t'),
+    ('cf/new', E'S3cr3t\n')) AS s (name, value);
+
 -- A channel takes its accounts and routes with it.
 DELETE FROM accord.channel WHERE name = 'cf';
 SELECT count(*) FROM accord.account WHERE channel = 'cf';

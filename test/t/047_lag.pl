@@ -151,7 +151,7 @@ is($missing, 0, 'after a restart it gets all of them');
 cmp_ok($doubled, '<=', 64, "... once, but for those that were under way ($doubled)");
 is($back, 0, '... in order within each key');
 
-cmp_ok($highest, '<', $memory_limit, "all the time the dispatcher needed $highest kB of memory at most");
+memory_below($highest, $memory_limit, "all the time the dispatcher needed $highest kB of memory at most");
 
 # ---- large events: memory is bounded by bytes, not by their number
 
@@ -179,7 +179,7 @@ $stub->script([]);
 drain('slow', $pid);
 is($stub->count, 1000, '... and are delivered when it goes on');
 my $more = $highest - $base;
-cmp_ok($more, '<', 3 * 16 * 1024, "... with accord.dispatch_memory = '16MB' the dispatcher needed $more kB for them");
+memory_below($more, 3 * 16 * 1024, "... with accord.dispatch_memory = '16MB' the dispatcher needed $more kB for them");
 
 $node->stop;
 done_testing();

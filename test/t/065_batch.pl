@@ -128,6 +128,7 @@ $stub->script([
     { match => { path_regex => '^/status' }, do => { body => { results => [ { id => 'k5', status => 200 } ] } } },
     { match => { path_regex => '^/index', times => 1 }, do => { body => [ map { $_ == 2 ? { error => 'bad' } : {} } 1 .. 4 ] } },
     { match => { path_regex => '^/named' }, do => { body => { k1 => { ok => 1 }, k2 => { error => 'gone' } } } },
+    { match => { path_regex => '^/plain' }, do => { body => [ 200, 422, 200 ] } },
     { match => { path_regex => '^/poison', body_regex => '"n":\s*13\D' }, do => { status => 400 } },
     { match => { path_regex => '^/down', times => 1 }, do => { status => 503 } },
     { match => { path_regex => '^/mute', times => 1 }, do => { body => { results => [] } } },
@@ -150,6 +151,13 @@ insert('index', 4);
 enable('index');
 settled('index', 3);
 is(sql(q{SELECT payload ->> 'n', error FROM accord.dead_letter WHERE channel = 'index'}), '2|bad', 'by its place');
+
+batching('plain', { batch_size => 100, batch_items => '', batch_item_status => '' });
+insert('plain', 3);
+enable('plain');
+settled('plain', 2);
+is(sql(q{SELECT payload ->> 'n', error FROM accord.dead_letter WHERE channel = 'plain'}), '2|item status 422',
+    'a result that is nothing but a status');
 
 batching('named', { batch_size => 100, batch_items => '', batch_item_error => 'error' }, max_attempts => 1);
 insert('named', 3);
