@@ -805,6 +805,9 @@ turn(void)
 		;
 	more |= admitting;
 	send_batches(now);
+	/* the network works while what was answered is committed */
+	if (accord_http_submitted())
+		accord_http_drive();
 	idle = accord_http_in_flight() == 0 && !more;
 	if (accord_settle_timeout(now, idle) == 0)
 	{

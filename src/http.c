@@ -5,7 +5,8 @@
  * answer) and http_check.c (what keeps a request from being made) this is
  * all that knows curl.
  *
- * Transfers are pooled. curl's multi handle drives those in flight and says
+ * Transfers are pooled. What is submitted is given to curl when it is driven
+ * next, all at once. curl's multi handle drives those in flight and says
  * which sockets it waits for; they are kept in an epoll descriptor that the
  * dispatcher waits on.
  *
@@ -59,6 +60,7 @@
 #define SOCKET_OURS 0x1			/* opened by us, so we hear of its end */
 #define SOCKET_REGISTERED 0x2	/* in the epoll set, with "mask" */
 #define SOCKET_WANTED 0x4		/* curl waits for it; else it is idle */
+#define SOCKET_PLAIN 0x8		/* to an http URL: HTTP/1.1, one at a time */
 
 typedef struct SocketState
 {
@@ -73,6 +75,8 @@ static int	n_sockets = 0;
 static double deadline = -1;	/* ms of the monotonic clock; -1: none */
 static int	descriptors = 0;	/* sockets there may be */
 static AccordTransfer *pool = NULL;
+static AccordTransfer *submitted_first = NULL;	/* not with curl yet */
+static AccordTransfer *submitted_last = NULL;
 static AccordTransfer *finished_first = NULL;
 static AccordTransfer *finished_last = NULL;
 static AccordTransfer *handed_out = NULL;	/* by accord_http_next() */
@@ -255,6 +259,8 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *peer)
 	if (fd >= 0 && reserve_socket(fd))
 	{
 		sockets[fd].flags = SOCKET_OURS;
+		if (!transfer->link.tls)
+			sockets[fd].flags |= SOCKET_PLAIN;
 		transfer->opened = true;
 		return fd;
 	}
@@ -333,38 +339,43 @@ return_transfer(AccordTransfer *transfer)
 	pool = transfer;
 }
 
+/* Puts a transfer at the end of a list. */
+static void
+append_transfer(AccordTransfer **first, AccordTransfer **last,
+				AccordTransfer *transfer)
+{
+	transfer->next = NULL;
+	if (*first == NULL)
+		*first = transfer;
+	else
+		(*last)->next = transfer;
+	*last = transfer;
+}
+
 bool
 accord_http_submit(const AccordHttpRequest *request, void *owner,
 				   const char **error)
 {
 	AccordTransfer *transfer;
-	sigset_t	saved;
-	CURLMcode	code = CURLM_OUT_OF_MEMORY;
 
 	*error = accord_http_check_request(request);
 	if (*error != NULL)
 		return false;
 	transfer = take_transfer();
-	if (transfer != NULL && accord_http_transfer_prepare(transfer, request))
+	if (transfer == NULL || !accord_http_transfer_prepare(transfer, request))
 	{
-		transfer->owner = owner;
-		transfer->started = now_ms();
-		block_signals(&saved);
-		code = curl_multi_add_handle(multi, transfer->easy);
-		restore_signals(&saved);
+		if (transfer != NULL)
+			return_transfer(transfer);
+		*error = pstrdup("the request could not be started: out of memory");
+		return false;
 	}
-	if (code == CURLM_OK)
-	{
-		transfer->resolved = false;
-		resolving++;
-		in_flight++;
-		return true;
-	}
-	if (transfer != NULL)
-		return_transfer(transfer);
-	*error = psprintf("the request could not be started: %s",
-					  curl_multi_strerror(code));
-	return false;
+	transfer->owner = owner;
+	transfer->started = now_ms();
+	transfer->resolved = false;
+	resolving++;
+	in_flight++;
+	append_transfer(&submitted_first, &submitted_last, transfer);
+	return true;
 }
 
 AccordHttpResponse *
@@ -390,6 +401,36 @@ accord_http_next(void)
  * ----------
  */
 
+/* How a transfer ended; it waits to be handed out. */
+static void
+finish_transfer(AccordTransfer *transfer, CURLcode code)
+{
+	transfer->code = code;
+	transfer->ended = now_ms();
+	note_resolved(transfer);
+	append_transfer(&finished_first, &finished_last, transfer);
+}
+
+/* Gives curl what was submitted; it asks at once to be driven then. */
+static void
+start_submitted(void)
+{
+	while (submitted_first != NULL)
+	{
+		AccordTransfer *transfer = submitted_first;
+		CURLMcode	code;
+
+		submitted_first = transfer->next;
+		code = curl_multi_add_handle(multi, transfer->easy);
+		if (code == CURLM_OK)
+			continue;
+		snprintf(transfer->error, sizeof(transfer->error),
+				 "the request could not be started: %s",
+				 curl_multi_strerror(code));
+		finish_transfer(transfer, CURLE_FAILED_INIT);
+	}
+}
+
 /* Takes what curl has finished out of its hands. */
 static void
 collect_finished(void)
@@ -401,34 +442,34 @@ collect_finished(void)
 	{
 		AccordTransfer *transfer;
 		CURL	   *easy = message->easy_handle;
+		CURLcode	code = message->data.result;
 
 		curl_easy_getinfo(easy, CURLINFO_PRIVATE, &transfer);
-		transfer->code = message->data.result;
-		transfer->ended = now_ms();
-		note_resolved(transfer);
-		transfer->next = NULL;
 		curl_multi_remove_handle(multi, easy);	/* message is gone now */
-		if (finished_first == NULL)
-			finished_first = transfer;
-		else
-			finished_last->next = transfer;
-		finished_last = transfer;
+		finish_transfer(transfer, code);
 	}
 }
 
 /*
- * curl is not told what the event was: it would keep that with the connection
- * and may apply it to another stream of HTTP/2, whose answer is then lost
- * (seen with servers that answer before they have read the body).
+ * Where a connection may carry several requests at a time, curl is not told
+ * what the event was: it would keep that with the connection and may apply it
+ * to another stream of HTTP/2, whose answer is then lost (seen with servers
+ * that answer before they have read the body). It asks the kernel again. What
+ * was an error it is to find out, and name, by itself everywhere.
  */
 static void
 handle_event(const struct epoll_event *event)
 {
 	int			fd = event->data.fd;
+	int			bits = 0;
 	int			running;
 
+	if ((sockets[fd].flags & SOCKET_PLAIN) &&
+		!(event->events & ~(EPOLLIN | EPOLLOUT)))
+		bits = (event->events & EPOLLIN ? CURL_CSELECT_IN : 0) |
+			(event->events & EPOLLOUT ? CURL_CSELECT_OUT : 0);
 	if (sockets[fd].flags & SOCKET_WANTED)
-		curl_multi_socket_action(multi, fd, 0, &running);
+		curl_multi_socket_action(multi, fd, bits, &running);
 	else
 		unwatch_socket(fd);
 }
@@ -442,6 +483,7 @@ accord_http_drive(void)
 	int			running;
 
 	block_signals(&saved);
+	start_submitted();
 	for (int i = 0; i < n; i++)
 		handle_event(&events[i]);
 	if (deadline >= 0 && now_ms() >= deadline)
@@ -464,6 +506,8 @@ accord_http_timeout(void)
 {
 	double		left = deadline - now_ms();
 
+	if (submitted_first != NULL || finished_first != NULL)
+		return 0;
 	if (deadline < 0)
 		return -1;
 	return left <= 0 ? 0 : (long) left + 1;
@@ -473,6 +517,12 @@ int
 accord_http_in_flight(void)
 {
 	return in_flight;
+}
+
+bool
+accord_http_submitted(void)
+{
+	return submitted_first != NULL;
 }
 
 /*

@@ -72,8 +72,9 @@ extern long accord_http_timeout(void);
 extern void accord_http_drive(void);
 
 /*
- * Starts a request; owner comes back with its response. Returns false, with
- * *error a palloc'd sentence fragment, when it cannot be started.
+ * Submits a request, which leaves with the next accord_http_drive(); owner
+ * comes back with its response. Returns false, with *error a palloc'd sentence
+ * fragment, when it cannot be made.
  */
 extern bool accord_http_submit(const AccordHttpRequest *request, void *owner,
 							   const char **error);
@@ -93,6 +94,9 @@ extern bool accord_http_header_reserved(const char *name, size_t len,
 
 /* The next finished transfer, or NULL. */
 extern AccordHttpResponse *accord_http_next(void);
+
+/* Whether something was submitted that has not left yet. */
+extern bool accord_http_submitted(void);
 
 /*
  * How many requests are in flight; how many may be just now. Ask before each

@@ -19,6 +19,16 @@ typedef struct AccordBuffer
 	size_t		size;
 } AccordBuffer;
 
+/* How a request's connection is to be made and watched. */
+typedef struct AccordHttpLink
+{
+	bool		once;
+	bool		tls;
+	int			connect_timeout_ms;
+	int			timeout_ms;
+	int			stall_timeout_s;
+} AccordHttpLink;
+
 /* A request, its easy handle, and what came of it. Reused by pooling. */
 typedef struct AccordTransfer
 {
@@ -30,7 +40,10 @@ typedef struct AccordTransfer
 	struct curl_slist *headers; /* in request, then the common lines */
 	double		started;		/* ms of the monotonic clock */
 	double		ended;
-	int			timeout_ms;
+	AccordHttpLink link;		/* as set on the handle, once "linked" */
+	bool		linked;
+	bool		post;			/* set on the handle, with "method" */
+	char		method[24];		/* "": none was */
 	size_t		max_response;
 	size_t		header_bytes;	/* of the answer so far */
 	CURLcode	code;			/* how it ended */
@@ -38,6 +51,7 @@ typedef struct AccordTransfer
 	bool		basic_auth;		/* the handle holds a user and a password */
 	bool		headers_ended;	/* by an empty line */
 	bool		hinted;			/* some of them tell of rate limits */
+	bool		named;			/* ... or give the request an id */
 	bool		truncated;		/* the body was cut off at max_response */
 	bool		resolved;		/* the host has an address, or all is over */
 	bool		opened;			/* a socket to an acceptable address */

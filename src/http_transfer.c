@@ -94,6 +94,16 @@ is_hint(const char *line, size_t len)
 		pg_strncasecmp(line, "RateLimit", 9) == 0;
 }
 
+/* Whether a header may be what the server calls this request. */
+static bool
+is_request_id(const char *line, size_t len)
+{
+	if (line[0] == 'x' || line[0] == 'X')
+		return len > 12 && pg_strncasecmp(line, "X-Request-Id", 12) == 0;
+	return (line[0] == 'r' || line[0] == 'R') && len > 10 &&
+		pg_strncasecmp(line, "Request-Id", 10) == 0;
+}
+
 /* ----------
  * Answers, as they come
  * ----------
@@ -111,6 +121,8 @@ on_header(char *line, size_t size, size_t n, void *arg)
 		transfer->headers_ended = false;
 	else if (is_hint(line, size * n))
 		transfer->hinted = true;
+	else if (is_request_id(line, size * n))
+		transfer->named = true;
 	transfer->header_bytes += size * n;
 	return transfer->header_bytes > MAX_HEADER_BYTES ? 0 : size * n;
 }
@@ -158,11 +170,12 @@ follow_certificates(void)
 static void
 set_certificates(AccordTransfer *transfer)
 {
-	curl_version_info_data *built = curl_version_info(CURLVERSION_NOW);
 	bool		own = ca_setting != NULL && ca_setting[0] != '\0';
+	curl_version_info_data *built;
 
 	if (transfer->ca_generation == ca_generation)
 		return;
+	built = curl_version_info(CURLVERSION_NOW);
 	curl_easy_setopt(transfer->easy, CURLOPT_CAINFO,
 					 own ? ca_setting : built->cainfo);
 	curl_easy_setopt(transfer->easy, CURLOPT_CAPATH,
@@ -338,24 +351,37 @@ pack_request(AccordTransfer *transfer, const AccordHttpRequest *request)
 	return append_buffer(buffer, request->body, request->body_len);
 }
 
+/* What kind of request this is; set only where the last one was another. */
 static CURLcode
-set_method(AccordTransfer *transfer, const AccordHttpRequest *request,
-		   const char *body)
+set_method(AccordTransfer *transfer, const AccordHttpRequest *request)
 {
 	CURL	   *easy = transfer->easy;
+	bool		post = request->body != NULL ||
+	accord_http_wants_body(request->method);
 
-	if (request->body != NULL || accord_http_wants_body(request->method))
-	{
+	if (transfer->post == post &&
+		strcmp(transfer->method, request->method) == 0)
+		return CURLE_OK;
+	transfer->post = post;
+	strlcpy(transfer->method, request->method, sizeof(transfer->method));
+	if (post)
 		curl_easy_setopt(easy, CURLOPT_POST, 1L);
-		curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE,
-						 (curl_off_t) request->body_len);
-		curl_easy_setopt(easy, CURLOPT_POSTFIELDS, body);
-	}
 	else if (strcmp(request->method, "HEAD") == 0)
 		curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
 	else
 		curl_easy_setopt(easy, CURLOPT_HTTPGET, 1L);
 	return curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method);
+}
+
+static void
+set_body(AccordTransfer *transfer, const AccordHttpRequest *request,
+		 const char *body)
+{
+	if (!transfer->post)
+		return;
+	curl_easy_setopt(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE,
+					 (curl_off_t) request->body_len);
+	curl_easy_setopt(transfer->easy, CURLOPT_POSTFIELDS, body);
 }
 
 static CURLcode
@@ -376,6 +402,15 @@ set_basic_auth(AccordTransfer *transfer, const AccordHttpRequest *request)
 	return code;
 }
 
+static bool
+link_is_same(const AccordHttpLink *a, const AccordHttpLink *b)
+{
+	return a->once == b->once && a->tls == b->tls &&
+		a->connect_timeout_ms == b->connect_timeout_ms &&
+		a->timeout_ms == b->timeout_ms &&
+		a->stall_timeout_s == b->stall_timeout_s;
+}
+
 /*
  * A request that must not be repeated gets a connection of its own: curl
  * quietly sends again what it sent on a kept connection that turns out dead,
@@ -385,19 +420,30 @@ static void
 set_connection(AccordTransfer *transfer, const AccordHttpRequest *request)
 {
 	CURL	   *easy = transfer->easy;
-	bool		tls = pg_tolower((unsigned char) request->url[4]) == 's';
+	AccordHttpLink link = {
+		.once = request->once,
+		.tls = pg_tolower((unsigned char) request->url[4]) == 's',
+		.connect_timeout_ms = request->connect_timeout_ms,
+		.timeout_ms = request->timeout_ms,
+		.stall_timeout_s = request->stall_timeout_s
+	};
 
-	curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, (long) request->once);
-	curl_easy_setopt(easy, CURLOPT_FORBID_REUSE, (long) request->once);
+	/* most requests go as the last one of the handle went */
+	if (transfer->linked && link_is_same(&transfer->link, &link))
+		return;
+	transfer->linked = true;
+	transfer->link = link;
+	curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, (long) link.once);
+	curl_easy_setopt(easy, CURLOPT_FORBID_REUSE, (long) link.once);
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION,
-					 (long) (request->once ? CURL_HTTP_VERSION_1_1 :
+					 (long) (link.once ? CURL_HTTP_VERSION_1_1 :
 							 CURL_HTTP_VERSION_2TLS));
-	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, (long) (tls && !request->once));
+	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, (long) (link.tls && !link.once));
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS,
-					 (long) request->connect_timeout_ms);
-	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long) request->timeout_ms);
+					 (long) link.connect_timeout_ms);
+	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long) link.timeout_ms);
 	curl_easy_setopt(easy, CURLOPT_LOW_SPEED_TIME,
-					 (long) request->stall_timeout_s);
+					 (long) link.stall_timeout_s);
 }
 
 bool
@@ -409,20 +455,25 @@ accord_http_transfer_prepare(AccordTransfer *transfer,
 	if (body == NULL ||
 		curl_easy_setopt(transfer->easy, CURLOPT_URL,
 						 request->url) != CURLE_OK ||
-		set_method(transfer, request, body) != CURLE_OK ||
+		set_method(transfer, request) != CURLE_OK ||
 		set_basic_auth(transfer, request) != CURLE_OK)
+	{
+		/* nothing is known of the handle: the next one sets all of it */
+		transfer->method[0] = '\0';
 		return false;
+	}
+	set_body(transfer, request, body);
 	curl_easy_setopt(transfer->easy, CURLOPT_HTTPHEADER, transfer->headers);
 	set_connection(transfer, request);
 	follow_certificates();
 	set_certificates(transfer);
 
-	transfer->timeout_ms = request->timeout_ms;
 	transfer->max_response = request->max_response;
 	transfer->is_delete = strcmp(request->method, "DELETE") == 0;
 	transfer->header_bytes = 0;
 	transfer->headers_ended = false;
 	transfer->hinted = false;
+	transfer->named = false;
 	transfer->truncated = false;
 	transfer->opened = false;
 	transfer->refused = false;
@@ -460,7 +511,7 @@ classify_exchange(const AccordTransfer *transfer)
 		case CURLE_OPERATION_TIMEDOUT:
 			/* curl counts whole milliseconds */
 			return transfer->ended - transfer->started + 2 >=
-				transfer->timeout_ms ?
+				transfer->link.timeout_ms ?
 				ACCORD_TRANSPORT_TIMEOUT : ACCORD_TRANSPORT_STALLED;
 		case CURLE_COULDNT_RESOLVE_HOST:
 		case CURLE_COULDNT_CONNECT:
@@ -545,9 +596,11 @@ find_answer_header(AccordTransfer *transfer, const char *name)
 static const char *
 find_request_id(AccordTransfer *transfer)
 {
-	const char *id = find_answer_header(transfer, "X-Request-Id");
+	const char *id = NULL;
 
-	if (id == NULL)
+	if (transfer->named)
+		id = find_answer_header(transfer, "X-Request-Id");
+	if (transfer->named && id == NULL)
 		id = find_answer_header(transfer, "Request-Id");
 	if (id == NULL || id[0] == '\0')
 		return NULL;
@@ -586,8 +639,12 @@ fill_result(AccordTransfer *transfer, AccordResult *result)
 	long		status = 0;
 	const char *after = NULL;
 
-	curl_easy_getinfo(transfer->easy, CURLINFO_REQUEST_SIZE, &sent);
-	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+	/* curl did not take it: what it tells is of the request before */
+	if (transfer->code != CURLE_FAILED_INIT)
+	{
+		curl_easy_getinfo(transfer->easy, CURLINFO_REQUEST_SIZE, &sent);
+		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+	}
 	if (status >= 300)
 		after = find_answer_header(transfer, "Retry-After");
 	result->transport = classify_end(transfer, sent > 0);
