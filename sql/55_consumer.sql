@@ -75,10 +75,7 @@ COMMENT ON FUNCTION accord.consumer_position(bigint) IS 'internal: the commit nu
 
 -- A time means the last commit at or before it.
 CREATE FUNCTION accord.seq_at(at timestamptz) RETURNS bigint
-    LANGUAGE sql VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT least(accord.safe_seq(), coalesce((SELECT c.seq FROM accord.commit_log c WHERE c.committed_at <= at
-                                              ORDER BY c.seq DESC LIMIT 1), 0))
-$$;
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'accord_seq_at';
 COMMENT ON FUNCTION accord.seq_at(timestamptz) IS 'internal: the number of the last commit at or before a time; 0 when there is none';
 
 CREATE FUNCTION accord.rewind(name text, at timestamptz) RETURNS bigint

@@ -51,6 +51,21 @@ BEGIN
     EXECUTE format('GRANT SELECT ON accord.captured TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), accord.captured_id(regclass), '
                    'accord.captured_relation(integer) TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.mark_log, accord.marks TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.as_of(anyelement, text), accord.as_of(anyelement, timestamptz), '
+                   'accord.as_of(anyelement, bigint), accord.row_as_of(anyelement, anycompatible, text), '
+                   'accord.row_as_of(anyelement, anycompatible, timestamptz), '
+                   'accord.row_as_of(anyelement, anycompatible, bigint), accord.history(regclass, anycompatible), '
+                   'accord.blame(regclass, anycompatible), accord.diff(regclass, anycompatible, text, text), '
+                   'accord.diff(regclass, anycompatible, timestamptz, timestamptz), '
+                   'accord.diff(regclass, anycompatible, bigint, bigint), accord.point_seq(text), '
+                   'accord.seq_at(timestamptz), accord.oldest_seq(), accord.row_of(anyelement, jsonb) TO %s', role);
+    -- what those are made of
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.history_table(regclass, bigint), accord.key_of(anycompatible), '
+                   'accord.image_of(anyelement), accord.row_events(integer, text), accord.commit_events(bigint[]), '
+                   'accord.changes(text, jsonb, jsonb), accord.state_before(text, jsonb, jsonb), '
+                   'accord.state_after(text, jsonb), accord.diff_seq(regclass, text, bigint, bigint), '
+                   'accord.seq_of(smallint, bigint), accord.equality(regtype) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_auditor(regrole) IS 'grants reading of everything but the values of secrets';
@@ -71,6 +86,7 @@ BEGIN
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
                    'accord.resume(text, text, text), accord.adopt(), accord.launch(), accord.reseal() TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.mark(text, text) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard() and adopt(), besides what writers and auditors may';

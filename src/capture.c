@@ -228,8 +228,8 @@ read_captured(Capture *capture, Relation rel)
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	Datum		values[ACCORD_CAPTURED_RELEASED_AT];
-	bool		nulls[ACCORD_CAPTURED_RELEASED_AT];
+	Datum		values[ACCORD_CAPTURED_COLUMNS_END];
+	bool		nulls[ACCORD_CAPTURED_COLUMNS_END];
 
 	list_free(RelationGetIndexList(captured));	/* sets rd_pkindex */
 	ScanKeyInit(&key, ACCORD_CAPTURED_ID, BTEqualStrategyNumber, F_INT4EQ,

@@ -205,6 +205,13 @@ accord_log_append(Datum *values, bool *nulls)
 	return true;
 }
 
+int64
+accord_log_current_tx(int *slot)
+{
+	*slot = tx.slot;
+	return tx.tx_id;
+}
+
 /* A text setting as a nullable column value. */
 static Datum
 setting_datum(const char *value, bool *isnull)

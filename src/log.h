@@ -25,6 +25,12 @@ extern bool accord_log_append(Datum *values, bool *nulls);
 extern void accord_log_require_preload(void);
 
 /*
+ * The number of the current transaction among those that write events, and
+ * the slot that its events lie in; 0: it has written none.
+ */
+extern int64 accord_log_current_tx(int *slot);
+
+/*
  * The highest commit number below which nothing is still to become visible.
  * Take the snapshot afterwards.
  */
@@ -90,5 +96,9 @@ extern TupleTableSlot *accord_log_event(AccordLogReader *reader, int slot,
 /* One commit row by its number; false when it is not there (any more). */
 extern bool accord_log_commit(AccordLogReader *reader, int64 seq,
 							  AccordCommit *commit);
+
+/* The same, and has accord_log_next_event() give that commit's events. */
+extern bool accord_log_seek(AccordLogReader *reader, int64 seq,
+							AccordCommit *commit);
 
 #endif							/* ACCORD_LOG_H */

@@ -279,6 +279,16 @@ accord_log_commit(AccordLogReader *reader, int64 seq, AccordCommit *commit)
 	return false;
 }
 
+bool
+accord_log_seek(AccordLogReader *reader, int64 seq, AccordCommit *commit)
+{
+	reader->current = NULL;
+	if (!accord_log_commit(reader, seq, commit))
+		return false;
+	reader->current = seek_events(reader, commit->slot, commit->tx_id, 0);
+	return true;
+}
+
 void
 accord_log_close(AccordLogReader *reader)
 {

@@ -60,7 +60,8 @@ INSERT INTO expected VALUES
         idempotency_window interval, max_response integer not null default 65536, description text'),
     ('captured', 'id integer not null identity, schema_name text not null, table_name text not null, topic text not null,
         key_columns text[] not null, columns text[], excluded text[], condition text, account_column text, on_truncate
-        text not null default ''events''::text, captured_at timestamptz not null default now(), released_at timestamptz'),
+        text not null default ''events''::text, captured_at timestamptz not null default now(), released_at timestamptz,
+        since_slot smallint, since_tx_id bigint, since_at timestamptz'),
     ('checkpoint', 'position bigint not null, recorded_at timestamptz not null'),
     ('commit_log', 'seq bigint not null, tx_id bigint not null, committed_at timestamptz not null, role oid not null,
         events integer not null, slot smallint not null, actor text, application_name text, client_addr
@@ -88,6 +89,9 @@ INSERT INTO expected VALUES
         created_at timestamptz not null default now()'),
     ('identity', 'system_identifier bigint not null, database oid not null, recorded_at timestamptz not null default
         now()'),
+    ('mark_log', 'name text not null, slot smallint not null, tx_id bigint not null, marked_at timestamptz not null default
+        now(), actor text, comment text'),
+    ('marks', 'name text, seq bigint, marked_at timestamptz, actor text, comment text'),
     ('outbox', 'event_id uuid default accord.outbox_event_id(), topic text, key text, op text default
         ''event''::text, payload jsonb, before jsonb, source text, account text, channels text[],
         deliver_at timestamptz, expires_at timestamptz, priority smallint default 1, idempotency_key text, headers jsonb, occurred_at timestamptz, recorded_at
@@ -127,7 +131,7 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT 
               $$SELECT name FROM expected WHERE name <> 'http_request'$$,
               'the tables and views are those that README names');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
-              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring'], 'the views are views');
+              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks'], 'the views are views');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
               ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log', 'consumer_log'],
               'the logs are partitioned');
@@ -184,6 +188,29 @@ INSERT INTO expected_function VALUES
     ('capture(relation regclass, topic text, key_columns text[], columns text[], excluded text[], condition text,
         account_column text, on_truncate text) integer'),
     ('release(relation regclass) boolean'),
+    ('history(relation regclass, key anycompatible, OUT seq bigint, OUT committed_at timestamptz, OUT op text, OUT
+        changes jsonb, OUT actor text, OUT reason text, OUT role text, OUT source text, OUT correlation_id text, OUT
+        application_name text, OUT client_addr inet, OUT tx_id bigint, OUT ord integer, OUT event_id uuid) SETOF
+        record'),
+    ('blame(relation regclass, key anycompatible, OUT column_name text, OUT value jsonb, OUT seq bigint, OUT
+        committed_at timestamptz, OUT op text, OUT actor text, OUT reason text, OUT role text, OUT source text, OUT
+        correlation_id text, OUT tx_id bigint) SETOF record'),
+    ('diff(relation regclass, key anycompatible, from_point text, to_point text, OUT column_name text, OUT old_value
+        jsonb, OUT new_value jsonb) SETOF record'),
+    ('as_of(base anyelement, point text) SETOF anyelement'),
+    ('row_as_of(base anyelement, key anycompatible, point text) anyelement'),
+    ('diff(relation regclass, key anycompatible, from_point timestamptz, to_point timestamptz, OUT column_name text,
+        OUT old_value jsonb, OUT new_value jsonb) SETOF record'),
+    ('as_of(base anyelement, point timestamptz) SETOF anyelement'),
+    ('row_as_of(base anyelement, key anycompatible, point timestamptz) anyelement'),
+    ('diff(relation regclass, key anycompatible, from_point bigint, to_point bigint, OUT column_name text, OUT
+        old_value jsonb, OUT new_value jsonb) SETOF record'),
+    ('as_of(base anyelement, point bigint) SETOF anyelement'),
+    ('row_as_of(base anyelement, key anycompatible, point bigint) anyelement'),
+    ('mark(name text, comment text) void'),
+    ('point_seq(point text) bigint'),
+    ('oldest_seq() bigint'),
+    ('row_of(base anyelement, image jsonb) anyelement'),
     ('captured_id(relation regclass) integer'),
     ('captured_relation(id integer) regclass'),
     ('row_key(VARIADIC parts text[]) text'),
@@ -295,7 +322,11 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE'
     UNION ALL VALUES ('ring_slots', 'EXECUTE')
     UNION ALL SELECT 'captured', 'SELECT'
-    UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation']), 'EXECUTE';
+    UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation']), 'EXECUTE'
+    UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['as_of', 'row_as_of', 'history', 'blame', 'diff', 'point_seq', 'seq_at', 'oldest_seq', 'row_of',
+                                  'history_table', 'key_of', 'image_of', 'row_events', 'commit_events', 'changes',
+                                  'state_before', 'state_after', 'diff_seq', 'seq_of', 'equality']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may
     UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'consumer', 'secret']) t,
@@ -305,7 +336,7 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT 'archive.' || c, p FROM unnest(ARRAY['log', 'function', 'owner', 'enabled', 'description']) c,
                                         unnest(ARRAY['INSERT', 'UPDATE']) p
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
-    UNION SELECT unnest(ARRAY['reseal']), 'EXECUTE';
+    UNION SELECT unnest(ARRAY['reseal', 'mark']), 'EXECUTE';
 SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,
               $$VALUES ('outbox_event_id', 'EXECUTE')$$,
               'grants to others are nobody else''s');
@@ -334,7 +365,7 @@ SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor read
 FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                   'rate_limit', 'paused', 'outbox', 'backlog',
                   'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity',
-                  'idempotency_key', 'captured']) name;
+                  'idempotency_key', 'captured', 'mark_log', 'marks']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
 SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');
 SELECT throws_ok($$SELECT value FROM accord.secret$$, '42501', NULL, 'not their values');
