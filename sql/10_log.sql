@@ -17,12 +17,16 @@ SELECT pg_catalog.setval('accord.log_slot', 0);
 --   deliver_at       not to be sent before; expires_at: not to be sent from then on
 --   table_id         the captured table whose row changed (accord.captured.id); null: it came through the outbox
 --   priority         0 urgent, 1 normal, 2 bulk
+--   salt             10 random bytes, so that the content cannot be guessed from its digest; and 6 bytes of the event's
+--                    digest, which tell which event of a transaction was changed
 --   topic, key, op   what it is about; one key's events reach a channel in commit order
 --   source           who caused it: null for the application itself, else the channel it came from
 --   account          the customer's connection it concerns
 --   channels         explicit address; null: the routes decide
 --   payload, before  after image or message; for an update, the old values of the changed columns
 --   headers          HTTP headers to send along
+--   erased           of an erased event: the digest of its payload, before and headers, which are null then, as salt is
+--   erased_by        the transaction (tx_id) that erased it
 CREATE TABLE accord.event_log (
     tx_id bigint NOT NULL,
     ord integer NOT NULL,
@@ -33,7 +37,9 @@ CREATE TABLE accord.event_log (
     recorded_at timestamptz NOT NULL,
     deliver_at timestamptz,
     expires_at timestamptz,
+    erased_by bigint,
     table_id integer,
+    salt uuid,
     topic text NOT NULL CHECK (topic <> ''),
     key text,
     op text NOT NULL CHECK (op IN ('insert', 'update', 'delete', 'truncate', 'event')),
@@ -44,10 +50,12 @@ CREATE TABLE accord.event_log (
     payload jsonb,
     before jsonb,
     headers jsonb,
+    erased bytea,
     PRIMARY KEY (tx_id, ord, slot)
 ) PARTITION BY LIST (slot);
 
 -- commit_log: one row per transaction that wrote events, in commit order.
+--   digest           SHA-256 of this row and of its events: the leaf of the Merkle tree that accord.seal is the root of
 CREATE TABLE accord.commit_log (
     seq bigint NOT NULL,
     tx_id bigint NOT NULL,
@@ -55,6 +63,7 @@ CREATE TABLE accord.commit_log (
     role oid NOT NULL,
     events integer NOT NULL,
     slot smallint NOT NULL,
+    digest bytea NOT NULL,
     actor text,
     application_name text,
     client_addr inet,
@@ -101,6 +110,8 @@ COMMENT ON FUNCTION accord.read(bigint, integer) IS 'events committed after afte
 COMMENT ON TABLE accord.event_log IS 'every event, for good until retention; written through accord.outbox and by captured tables, read in commit order by accord.read()';
 COMMENT ON TABLE accord.commit_log IS 'one row per transaction that wrote events, in commit order: who, when, why';
 COMMENT ON COLUMN accord.event_log.table_id IS 'the captured table whose row changed, accord.captured.id; null: the event came through accord.outbox';
+COMMENT ON COLUMN accord.event_log.erased IS 'not null: the content was erased (accord.erase()), and this is its digest';
+COMMENT ON COLUMN accord.commit_log.digest IS 'SHA-256 of the row and its events; sealed in accord.seal, checked by accord.verify()';
 COMMENT ON COLUMN accord.commit_log.seq IS 'place in the commit order; a reader''s cursor is one of these';
 COMMENT ON COLUMN accord.commit_log.actor IS 'accord.actor of the session when it committed';
 COMMENT ON COLUMN accord.commit_log.reason IS 'accord.reason of the session when it committed';

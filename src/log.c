@@ -14,7 +14,8 @@
  *     to it (DESIGN section 4).
  *   - Every event row whose transaction committed has exactly one commit_log
  *     row; a transaction whose events were all rolled back to a savepoint has
- *     none.
+ *     none. Its events are numbered without gaps, and its digest is that of
+ *     just these: an event that is rolled back gives its number back.
  *
  * No lock is shared between writers but those of the sequences' pages.
  *
@@ -32,6 +33,7 @@
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "port/pg_bitutils.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgrprotos.h"
@@ -44,28 +46,30 @@
 
 #include "accord.h"
 #include "db.h"
+#include "digest.h"
 #include "guc.h"
 #include "idempotency.h"
 #include "identity.h"
 #include "log.h"
 #include "shmem.h"
 
-/* Events of a subtransaction that may still be rolled back. */
-typedef struct SubCount
+/* The digests as they were before a subtransaction that may be rolled back. */
+typedef struct Savepoint
 {
 	SubTransactionId id;
-	int			events;
-	struct SubCount *parent;
-} SubCount;
+	struct Savepoint *outer;
+	uint64		size;			/* events before it */
+	AccordHash	nodes[FLEXIBLE_ARRAY_MEMBER];	/* of their frontier */
+} Savepoint;
 
 /* The current transaction's part of the log. */
 static struct
 {
 	int64		tx_id;			/* 0: no event yet */
 	int			slot;
-	int			ord;			/* last one given */
-	int			events;			/* that stand, without those in subs */
-	SubCount   *subs;			/* innermost first; TopTransactionContext */
+	AccordFrontier events;		/* those that stand; the last one's ord is
+								 * their number */
+	Savepoint  *savepoints;		/* innermost first; TopTransactionContext */
 }			tx;
 
 static bool callbacks_registered = false;
@@ -90,22 +94,14 @@ accord_log_require_preload(void)
 						 "postgresql.conf and restart the server.")));
 }
 
-/*
- * UUID version 7 (RFC 9562 section 5.7): 48 bits of milliseconds, 12 bits of
- * the fraction (method 3 of section 6.2), 62 random bits.
- */
-static pg_uuid_t *
-make_event_id(TimestampTz now)
+/* Random bytes, drawn many at a time. */
+static void
+draw_random(void *bytes, int n)
 {
-	static uint8 pool[512];		/* random bytes, drawn many at a time */
+	static uint8 pool[1024];
 	static int	left = 0;
-	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
-	uint64		us = (uint64) now +
-	(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
-	uint64		ms = us / 1000;
-	uint32		fraction = (uint32) ((us % 1000) * 4096 / 1000);
 
-	if (left < 8)
+	if (left < n)
 	{
 		if (!pg_strong_random(pool, sizeof(pool)))
 			ereport(ERROR,
@@ -115,12 +111,28 @@ make_event_id(TimestampTz now)
 							 "source.")));
 		left = sizeof(pool);
 	}
-	left -= 8;
+	left -= n;
+	memcpy(bytes, &pool[left], n);
+}
+
+/*
+ * UUID version 7 (RFC 9562 section 5.7): 48 bits of milliseconds, 12 bits of
+ * the fraction (method 3 of section 6.2), 62 random bits.
+ */
+static pg_uuid_t *
+make_event_id(TimestampTz now)
+{
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+	uint64		us = (uint64) now +
+	(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+	uint64		ms = us / 1000;
+	uint32		fraction = (uint32) ((us % 1000) * 4096 / 1000);
+
 	for (int i = 0; i < 6; i++)
 		id->data[i] = (uint8) (ms >> (40 - 8 * i));
 	id->data[6] = 0x70 | (uint8) (fraction >> 8);
 	id->data[7] = (uint8) fraction;
-	memcpy(&id->data[8], &pool[left], 8);
+	draw_random(&id->data[8], 8);
 	id->data[8] = 0x80 | (id->data[8] & 0x3F);
 	return id;
 }
@@ -141,33 +153,58 @@ join_transaction(void)
 	tx.slot = accord_db_sequence_last(accord_db_relid("log_slot")) %
 		ACCORD_LOG_SLOTS;
 	tx.tx_id = accord_db_sequence_next(accord_db_relid("tx_seq"));
-	tx.ord = 0;
-	tx.events = 0;
-	tx.subs = NULL;
+	tx.events.size = 0;
+	tx.savepoints = NULL;
 }
 
-/* Counts an event where it will be uncounted if its savepoint rolls back. */
+/* Levels of a frontier that may be in use. */
+static int
+frontier_levels(uint64 size)
+{
+	return size == 0 ? 0 : pg_leftmost_one_pos64(size) + 1;
+}
+
+/*
+ * Before the first event of a subtransaction: what to go back to if it is
+ * rolled back. A frontier is small, whatever the number of events.
+ */
 static void
-count_event(void)
+remember_savepoint(void)
 {
 	SubTransactionId id = GetCurrentSubTransactionId();
+	int			levels = frontier_levels(tx.events.size);
+	Savepoint  *savepoint;
 
-	if (id == TopSubTransactionId)
-	{
-		tx.events++;
+	if (id == TopSubTransactionId ||
+		(tx.savepoints != NULL && tx.savepoints->id == id))
 		return;
-	}
-	if (tx.subs == NULL || tx.subs->id != id)
-	{
-		SubCount   *sub = MemoryContextAlloc(TopTransactionContext,
-											 sizeof(SubCount));
+	savepoint = MemoryContextAlloc(TopTransactionContext,
+								   offsetof(Savepoint, nodes) +
+								   levels * sizeof(AccordHash));
+	savepoint->id = id;
+	savepoint->outer = tx.savepoints;
+	savepoint->size = tx.events.size;
+	memcpy(savepoint->nodes, tx.events.nodes, levels * sizeof(AccordHash));
+	tx.savepoints = savepoint;
+}
 
-		sub->id = id;
-		sub->events = 0;
-		sub->parent = tx.subs;
-		tx.subs = sub;
-	}
-	tx.subs->events++;
+/*
+ * Computes the event's digest, and completes its salt by it. The row is as it
+ * will be stored, but for the salt.
+ */
+static void
+digest_event(Datum *values, bool *nulls, AccordHash *event)
+{
+	pg_uuid_t  *salt = palloc(sizeof(pg_uuid_t));
+	AccordHash	content;
+
+	accord_digest_ready();
+	draw_random(salt->data, ACCORD_SALT_RANDOM);
+	accord_digest_content(values, nulls, salt->data, &content);
+	accord_digest_event(values, nulls, &content, event);
+	memcpy(&salt->data[ACCORD_SALT_RANDOM], event->bytes, ACCORD_SALT_CHECK);
+	values[ACCORD_EVENT_SALT - 1] = UUIDPGetDatum(salt);
+	nulls[ACCORD_EVENT_SALT - 1] = false;
 }
 
 bool
@@ -176,6 +213,7 @@ accord_log_append(Datum *values, bool *nulls)
 	TimestampTz now = GetCurrentTimestamp();
 	Relation	rel;
 	HeapTuple	tuple;
+	AccordHash	digest;
 
 	join_transaction();
 
@@ -192,8 +230,9 @@ accord_log_append(Datum *values, bool *nulls)
 		return false;
 	SET(ACCORD_EVENT_TX_ID, Int64GetDatum(tx.tx_id));
 	SET(ACCORD_EVENT_SLOT, Int16GetDatum(tx.slot));
-	SET(ACCORD_EVENT_ORD, Int32GetDatum(++tx.ord));
+	SET(ACCORD_EVENT_ORD, Int32GetDatum((int32) tx.events.size + 1));
 #undef SET
+	digest_event(values, nulls, &digest);
 
 	rel = table_open(accord_db_slot_relid("event_log", tx.slot),
 					 RowExclusiveLock);
@@ -201,7 +240,8 @@ accord_log_append(Datum *values, bool *nulls)
 	accord_db_insert(rel, &tuple, 1);
 	heap_freetuple(tuple);
 	table_close(rel, NoLock);
-	count_event();
+	remember_savepoint();
+	accord_frontier_add(&tx.events, &digest);
 	return true;
 }
 
@@ -254,6 +294,8 @@ insert_commit_row(int64 seq)
 {
 	Datum		values[ACCORD_COMMIT_COLUMNS];
 	bool		nulls[ACCORD_COMMIT_COLUMNS] = {0};
+	bytea	   *digest = palloc(VARHDRSZ + ACCORD_HASH_BYTES);
+	AccordHash	events;
 	Relation	rel = table_open(accord_db_slot_relid("commit_log", tx.slot),
 								 RowExclusiveLock);
 	HeapTuple	tuple;
@@ -265,7 +307,7 @@ insert_commit_row(int64 seq)
 	SET(ACCORD_COMMIT_TX_ID, Int64GetDatum(tx.tx_id));
 	SET(ACCORD_COMMIT_COMMITTED_AT, TimestampTzGetDatum(GetCurrentTimestamp()));
 	SET(ACCORD_COMMIT_ROLE, ObjectIdGetDatum(GetUserId()));
-	SET(ACCORD_COMMIT_EVENTS, Int32GetDatum(tx.events));
+	SET(ACCORD_COMMIT_EVENTS, Int32GetDatum((int32) tx.events.size));
 	SET(ACCORD_COMMIT_SLOT, Int16GetDatum(tx.slot));
 	SET(ACCORD_COMMIT_CLIENT_ADDR,
 		client_address(&nulls[ACCORD_COMMIT_CLIENT_ADDR - 1]));
@@ -273,6 +315,13 @@ insert_commit_row(int64 seq)
 	SET_TEXT(ACCORD_COMMIT_APPLICATION_NAME, application_name);
 	SET_TEXT(ACCORD_COMMIT_REASON, accord_reason);
 	SET_TEXT(ACCORD_COMMIT_CORRELATION_ID, accord_correlation_id);
+
+	accord_frontier_root(&tx.events, &events);
+	accord_digest_commit(values, nulls, &events,
+						 (AccordHash *) VARDATA(digest));
+	accord_digest_finish();
+	SET_VARSIZE(digest, VARHDRSZ + ACCORD_HASH_BYTES);
+	SET(ACCORD_COMMIT_DIGEST, PointerGetDatum(digest));
 #undef SET_TEXT
 #undef SET
 
@@ -310,12 +359,12 @@ at_transaction_event(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			if (tx.events > 0)
+			if (tx.events.size > 0)
 				take_place();
 			break;
 
 		case XACT_EVENT_PRE_PREPARE:
-			if (tx.events > 0)
+			if (tx.events.size > 0)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						 errmsg("cannot PREPARE a transaction that has "
@@ -326,15 +375,15 @@ at_transaction_event(XactEvent event, void *arg)
 			break;
 
 		case XACT_EVENT_COMMIT:
-			if (tx.events > 0)
+			if (tx.events.size > 0)
 				accord_shmem_commit_lsn_raise(XactLastCommitEnd);
 			tx.tx_id = 0;
-			tx.events = 0;
+			tx.events.size = 0;
 			break;
 
 		case XACT_EVENT_ABORT:
 			tx.tx_id = 0;
-			tx.events = 0;
+			tx.events.size = 0;
 			break;
 
 		default:
@@ -342,31 +391,32 @@ at_transaction_event(XactEvent event, void *arg)
 	}
 }
 
-/* Hands a savepoint's count to its parent, or forgets it. */
+/*
+ * A subtransaction that is rolled back takes its events with it; one that is
+ * not hands what to go back to on to its parent, unless that has its own.
+ */
 static void
 at_subtransaction_event(SubXactEvent event, SubTransactionId id,
 						SubTransactionId parent, void *arg)
 {
-	SubCount   *sub = tx.subs;
+	Savepoint  *savepoint = tx.savepoints;
 
-	if (tx.tx_id == 0 || sub == NULL || sub->id != id)
+	if (tx.tx_id == 0 || savepoint == NULL || savepoint->id != id)
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
-		tx.subs = sub->parent;
+	{
+		tx.events.size = savepoint->size;
+		memcpy(tx.events.nodes, savepoint->nodes,
+			   frontier_levels(savepoint->size) * sizeof(AccordHash));
+		tx.savepoints = savepoint->outer;
+	}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 	{
-		if (parent == TopSubTransactionId)
-		{
-			tx.events += sub->events;
-			tx.subs = sub->parent;
-		}
-		else if (sub->parent != NULL && sub->parent->id == parent)
-		{
-			sub->parent->events += sub->events;
-			tx.subs = sub->parent;
-		}
+		if (parent == TopSubTransactionId ||
+			(savepoint->outer != NULL && savepoint->outer->id == parent))
+			tx.savepoints = savepoint->outer;
 		else
-			sub->id = parent;
+			savepoint->id = parent;
 	}
 }
 

@@ -64,7 +64,7 @@ INSERT INTO expected VALUES
         since_slot smallint, since_tx_id bigint, since_at timestamptz'),
     ('checkpoint', 'position bigint not null, recorded_at timestamptz not null'),
     ('commit_log', 'seq bigint not null, tx_id bigint not null, committed_at timestamptz not null, role oid not null,
-        events integer not null, slot smallint not null, actor text, application_name text, client_addr
+        events integer not null, slot smallint not null, digest bytea not null, actor text, application_name text, client_addr
         inet, reason text, correlation_id text'),
     ('consumer', 'id bigint not null identity, name text not null, topic text not null default ''*''::text, owner text not
         null default CURRENT_USER, max_lag interval, created_at timestamptz not null default now(), description text'),
@@ -82,8 +82,8 @@ INSERT INTO expected VALUES
     ('event_log', 'tx_id bigint not null, ord integer not null, slot smallint not null, priority smallint not null,
         event_id uuid not null,
         occurred_at timestamptz not null, recorded_at timestamptz not null, deliver_at timestamptz, expires_at
-        timestamptz, table_id integer, topic text not null, key text, op text not null, source text, account text, channels text[],
-        idempotency_key text, payload jsonb, before jsonb, headers jsonb'),
+        timestamptz, erased_by bigint, table_id integer, salt uuid, topic text not null, key text, op text not null, source text, account text, channels text[],
+        idempotency_key text, payload jsonb, before jsonb, headers jsonb, erased bytea'),
     ('http_request', 'method text, path text, headers jsonb, body text'),
     ('idempotency_key', 'scope text not null, key text not null, fingerprint bytea not null, event_id uuid not null,
         created_at timestamptz not null default now()'),
@@ -407,7 +407,7 @@ CREATE TEMPORARY TABLE log (name text);
 INSERT INTO log SELECT name FROM relation WHERE name ~ '^(event|commit|attempt|backlog|cursor|endpoint|consumer)_log(_[0-9])?$';
 SELECT is((SELECT count(*) FROM log), 51::bigint, 'seven logs, and their slots');
 -- A row in each, as the dispatchers would write them.
-INSERT INTO accord.commit_log VALUES (0, 0, now(), 10, 1, 0);
+INSERT INTO accord.commit_log VALUES (0, 0, now(), 10, 1, 0, '');
 INSERT INTO accord.attempt_log (seq, recorded_at, ord, attempt, slot, channel, account, outcome)
     VALUES (0, now(), 1, 1, 0, 'sf', '', 'delivered');
 INSERT INTO accord.backlog_log (seq, tx_id, recorded_at, owed_since, ord, version, attempts, slot, event_slot,
