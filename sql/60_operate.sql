@@ -121,12 +121,38 @@ CREATE FUNCTION accord.redeliver(event_id uuid, channel text DEFAULT NULL, accou
 $$;
 COMMENT ON FUNCTION accord.redeliver(uuid, text, text, text) IS 'owes one event again, at commit, to the channels it was delivered or owed to, whatever became of it; the idempotency key stays the same. Over a selection: SELECT accord.redeliver(event_id, channel, account) FROM accord.dead_letter WHERE ...';
 
+-- What of one event can still be given up: it is in the backlog, or waits in the log and was not settled.
+CREATE FUNCTION accord.unread(seq bigint, ord integer) RETURNS TABLE (channel text, account text)
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'accord_unread';
+COMMENT ON FUNCTION accord.unread(bigint, integer) IS 'internal: endpoints that an event is routed to and that no position or cursor has passed it for';
+
+CREATE FUNCTION accord.select_owed(event_id uuid, channel text, account text) RETURNS jsonb[]
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(DISTINCT jsonb_build_array(c.seq, e.ord, e.slot, e.tx_id, d.channel, d.account))
+    FROM accord.event_log e
+    JOIN accord.commit_log c ON c.slot = e.slot AND c.tx_id = e.tx_id
+    CROSS JOIN LATERAL (
+        SELECT b.channel, coalesce(b.account, '') FROM accord.backlog b WHERE b.seq = c.seq AND b.ord = e.ord
+        UNION
+        SELECT u.channel, u.account FROM accord.unread(c.seq, e.ord) u
+        WHERE NOT EXISTS (SELECT FROM accord.attempt_log a
+                          WHERE a.seq = c.seq AND a.ord = e.ord AND a.channel = u.channel AND a.account = u.account
+                            AND a.outcome IN ('delivered', 'skipped', 'superseded', 'expired', 'discarded'))
+          AND NOT EXISTS (SELECT FROM accord.backlog_log b
+                          WHERE b.seq = c.seq AND b.ord = e.ord AND b.channel = u.channel AND b.account = u.account)
+    ) AS d (channel, account)
+    WHERE e.event_id = select_owed.event_id
+      AND (select_owed.channel IS NULL OR d.channel = select_owed.channel)
+      AND (select_owed.account IS NULL OR d.account = select_owed.account)
+$$;
+COMMENT ON FUNCTION accord.select_owed(uuid, text, text) IS 'internal: the deliveries of one event that are still owed, or dead';
+
 CREATE FUNCTION accord.discard(event_id uuid, channel text DEFAULT NULL, account text DEFAULT NULL,
                                reason text DEFAULT NULL) RETURNS bigint
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT accord.decide('accord.discard', accord.select_event(event_id, channel, account), reason)
+    SELECT accord.decide('accord.discard', accord.select_owed(event_id, channel, account), reason)
 $$;
-COMMENT ON FUNCTION accord.discard(uuid, text, text, text) IS 'gives up one event''s deliveries that are in the backlog, at commit. Over a selection: SELECT accord.discard(event_id, channel, account) FROM accord.dead_letter WHERE ...';
+COMMENT ON FUNCTION accord.discard(uuid, text, text, text) IS 'gives up what is still owed of one event, at commit: cancelled, if it was not sent; else given up if it fails. Over a selection: SELECT accord.discard(event_id, ''ota'') FROM accord.outbox WHERE ...';
 
 -- Pausing: a row of accord.paused stops an endpoint; an event says so to the log, and by it to endpoint_log.
 CREATE FUNCTION accord.find_endpoint(channel text, account text) RETURNS void

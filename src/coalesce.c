@@ -88,9 +88,8 @@ point_of(const AccordDelivery *delivery)
 	return point;
 }
 
-/* Whether it can still be made superfluous. */
-static bool
-is_unsent(const AccordDelivery *delivery)
+bool
+accord_coalesce_unsent(const AccordDelivery *delivery)
 {
 	return !delivery->settling &&
 		(delivery->phase == ACCORD_PHASE_READY ||
@@ -165,7 +164,7 @@ accord_coalesce_owe(AccordDesk *desk, AccordDelivery *delivery,
 		return true;
 	while (!accord_settle_full() &&
 		   (older = accord_merge_newest(desk, delivery->merge_hash)) != NULL &&
-		   is_unsent(older))
+		   accord_coalesce_unsent(older))
 	{
 		if (accord_point_compare(point_of(older), point_of(delivery)) > 0)
 		{
@@ -205,7 +204,7 @@ accord_coalesce_send(AccordDesk *desk, AccordDelivery *delivery)
 		return NULL;
 	accord_merge_leave(desk, delivery);
 	newer = accord_merge_newer(desk, delivery);
-	if (newer == NULL || !is_unsent(newer) || !supersedes(newer, delivery))
+	if (newer == NULL || !accord_coalesce_unsent(newer) || !supersedes(newer, delivery))
 		return NULL;
 	return newer;
 }

@@ -35,6 +35,10 @@ extern bool accord_coalesce_owe(AccordDesk *desk, AccordDelivery *delivery,
 extern AccordDelivery *accord_coalesce_send(AccordDesk *desk,
 											AccordDelivery *delivery);
 
+/* Whether nothing of it was sent, so that it can still be made superfluous, or
+ * be cancelled: by accord_delivery_claim(). */
+extern bool accord_coalesce_unsent(const AccordDelivery *delivery);
+
 /* What is put down of a delivery that another supersedes; palloc'd. */
 extern const char *accord_coalesce_reason(const AccordDelivery *newer);
 

@@ -7,8 +7,10 @@
  *
  * Invariants: a decision's number (decided_by) is on the row it made, so that
  * reading it again changes nothing. A delivery that is under way cannot be
- * called back: it is only given up if it fails. One that is being settled is
- * decided about when it is settled. A decision about a delivery that there is
+ * called back: it is only given up if it fails. One that waits in memory is
+ * cancelled there; one that its endpoint has yet to read has a row from then
+ * on, and is passed over when it is read. One that is being settled is decided
+ * about when it is settled. A decision about a delivery that there is
  * not, or that cannot be read, is passed over.
  *
  * On failure the transaction's error ends the dispatcher; the decision is read
@@ -17,6 +19,7 @@
 #include "postgres.h"
 
 #include "assign.h"
+#include "coalesce.h"
 #include "control.h"
 #include "flow.h"
 #include "json.h"
@@ -74,6 +77,30 @@ find_event(AccordBacklogRow *row)
 }
 
 /*
+ * Whether an endpoint has yet to read an event: it lags, and has not come
+ * there.
+ */
+static bool
+is_unread(const AccordEndpoint *endpoint, int64 seq, int ord)
+{
+	AccordPoint point = {seq, ord};
+
+	return endpoint->lagging &&
+		accord_point_compare(point, endpoint->cursor) > 0 &&
+		!accord_recovery_settled((AccordEndpoint *) endpoint, seq, ord);
+}
+
+/* Given up while it waits in memory alone. */
+static void
+cancel(AccordDesk *desk, AccordDelivery *delivery, TimestampTz now)
+{
+	desk->release |= delivery->limit_at != 0;
+	accord_merge_leave(desk, delivery);
+	accord_delivery_claim(desk, delivery);
+	accord_settle_without(delivery, ACCORD_OUTCOME_DISCARDED, NULL, now);
+}
+
+/*
  * One delivery that a person decided about; row says where the event is, and
  * which version of its backlog row was decided about (0: whatever it is).
  */
@@ -95,7 +122,10 @@ decide(AccordDesk *desk, AccordConnection *connection, AccordBacklogRow *row,
 	if (delivery != NULL &&
 		(delivery->phase == ACCORD_PHASE_TAKEN || !delivery->excepted))
 	{
-		delivery->discard = discard;
+		if (discard && !delivery->excepted && accord_coalesce_unsent(delivery))
+			cancel(desk, delivery, now);
+		else
+			delivery->discard = discard;
 		return;
 	}
 	known = accord_backlog_find(connection->hub->channel,
@@ -107,8 +137,14 @@ decide(AccordDesk *desk, AccordConnection *connection, AccordBacklogRow *row,
 		return;					/* done before a restart */
 	if (version > 0 && (!known || row->version != version))
 		return;					/* it is something else by now */
-	if (delivery == NULL && discard &&
-		(!known || row->state >= ACCORD_STATE_DELIVERED))
+	if (delivery == NULL && discard && !known &&
+		is_unread(endpoint, row->seq, row->ord))
+	{
+		accord_recovery_remember(desk, endpoint, row->seq, row->ord);
+		endpoint->behind = Max(endpoint->behind - 1, 0);
+	}
+	else if (delivery == NULL && discard &&
+			 (!known || row->state >= ACCORD_STATE_DELIVERED))
 		return;					/* closed: there is nothing to give up */
 	if (delivery == NULL)
 	{

@@ -24,7 +24,7 @@
 #include "request.h"
 #include "routing.h"
 
-/* Deliveries that were settled although the position does not say so. */
+/* Deliveries that were settled although position or cursor do not say so. */
 static HTAB *settled = NULL;
 static int64 settled_high = 0;	/* highest seq in it */
 
@@ -56,7 +56,7 @@ remember_settled(const char *channel, const char *account, int64 seq, int ord,
 }
 
 static void
-load_settled(AccordDesk *desk, int64 after)
+create_settled(AccordDesk *desk)
 {
 	HASHCTL		ctl;
 
@@ -66,7 +66,26 @@ load_settled(AccordDesk *desk, int64 after)
 	ctl.hcxt = desk->context;
 	settled = hash_create("pg_accord settled", 1024, &ctl,
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+static void
+load_settled(AccordDesk *desk, int64 after)
+{
+	create_settled(desk);
 	accord_backlog_settled(after, remember_settled, desk);
+}
+
+void
+accord_recovery_remember(AccordDesk *desk, AccordEndpoint *endpoint,
+						 int64 seq, int ord)
+{
+	AccordDeliveryKey key = accord_delivery_key(endpoint->channel,
+												endpoint->account, seq, ord);
+
+	if (settled == NULL)
+		create_settled(desk);
+	hash_search(settled, &key, HASH_ENTER, NULL);
+	settled_high = Max(settled_high, seq);
 }
 
 bool

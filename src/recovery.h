@@ -17,6 +17,11 @@ extern void accord_recovery_start(AccordDesk *desk);
 extern bool accord_recovery_settled(AccordEndpoint *endpoint, int64 seq,
 									int ord);
 
+/* It is being settled, though somebody has yet to read it. */
+extern void accord_recovery_remember(AccordDesk *desk,
+									 AccordEndpoint *endpoint, int64 seq,
+									 int ord);
+
 /* Forgets what is known once everybody has read past it. */
 extern void accord_recovery_forget(AccordDesk *desk);
 

@@ -69,6 +69,7 @@ typedef struct OwedScan
 } OwedScan;
 
 PG_FUNCTION_INFO_V1(accord_owed);
+PG_FUNCTION_INFO_V1(accord_unread);
 PG_FUNCTION_INFO_V1(accord_endpoint_state);
 
 static HTAB *
@@ -312,6 +313,69 @@ accord_owed(PG_FUNCTION_ARGS)
 	scan_log(&scan, safe);
 	PopActiveSnapshot();
 	/* how the logs are read is not how the rest of the transaction is */
+	AtEOXact_GUC(false, nest_level);
+	PG_RETURN_NULL();
+}
+
+static void
+visit_unread(AccordChannel *channel, const char *account, AccordRoute *route,
+			 void *arg)
+{
+	OwedScan   *scan = arg;
+	AccordPoint here = {scan->commit->seq, scan->ord};
+	Datum		values[2];
+	bool		nulls[2] = {0};
+
+	if (accord_point_compare(here,
+							 endpoint_low(scan, channel->name,
+										  accord_endpoint_hash(channel->name,
+															   account))) <= 0)
+		return;
+	values[0] = CStringGetTextDatum(channel->name);
+	values[1] = CStringGetTextDatum(account);
+	tuplestore_putvalues(scan->result->setResult, scan->result->setDesc,
+						 values, nulls);
+}
+
+/*
+ * accord.unread(seq, ord): the endpoints of one event that no position or
+ * cursor has passed it for; whether it is settled there, the caller looks.
+ */
+Datum
+accord_unread(PG_FUNCTION_ARGS)
+{
+	AccordPoint nowhere = {0, ACCORD_ORD_ALL};
+	OwedScan	scan;
+	AccordCommit commit;
+	AccordLogReader *reader;
+	TupleTableSlot *event;
+	bool		isnull;
+	int			nest_level = NewGUCNestLevel();
+
+	InitMaterializedSRF(fcinfo, 0);
+	memset(&scan, 0, sizeof(scan));
+	scan.result = (ReturnSetInfo *) fcinfo->resultinfo;
+	scan.cursors = create_table("accord cursors", sizeof(CursorKey),
+								sizeof(CursorEntry));
+	scan.ord = PG_GETARG_INT32(1);
+	scan.commit = &commit;
+	read_positions(&scan);
+	PushActiveSnapshot(GetLatestSnapshot());
+	scan.config = accord_config_get();
+	accord_backlog_cursors(visit_cursor, &scan);
+	reader = accord_log_open(nowhere, 0);
+	if (accord_log_commit(reader, PG_GETARG_INT64(0), &commit) &&
+		(event = accord_log_event(reader, commit.slot, commit.tx_id,
+								  scan.ord)) != NULL)
+	{
+		scan.priority = DatumGetInt16(slot_getattr(event,
+												   ACCORD_EVENT_PRIORITY,
+												   &isnull));
+		if (accord_routing_control(event) == NULL)
+			accord_routing_visit(scan.config, event, visit_unread, &scan);
+	}
+	accord_log_close(reader);
+	PopActiveSnapshot();
 	AtEOXact_GUC(false, nest_level);
 	PG_RETURN_NULL();
 }
