@@ -376,18 +376,6 @@ END
 $$;
 COMMENT ON FUNCTION accord.turn_consumer_ring(boolean) IS 'internal: moves consumer_log to its next slot, carries over what still counts, and empties the slot it left';
 
-CREATE FUNCTION accord.prune_idempotency_keys() RETURNS bigint
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    WITH gone AS (
-        DELETE FROM accord.idempotency_key k
-        USING (SELECT scope, key FROM accord.idempotency_key
-               WHERE created_at < now() - accord.ring_retention('accord.idempotency_retention') LIMIT 1000) old
-        WHERE k.scope = old.scope AND k.key = old.key
-        RETURNING 1)
-    SELECT count(*) FROM gone
-$$;
-COMMENT ON FUNCTION accord.prune_idempotency_keys() IS 'internal: forgets up to 1000 keys older than accord.idempotency_retention';
-
 CREATE FUNCTION accord.turn_rings(force boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -398,7 +386,7 @@ BEGIN
         RETURN;
     END;
     PERFORM accord.turn_log_ring(force), accord.turn_attempt_ring(force), accord.turn_backlog_ring(force),
-            accord.turn_consumer_ring(force), accord.prune_idempotency_keys();
+            accord.turn_consumer_ring(force), accord.turn_key_rings(force);
     UPDATE accord.checkpoint c SET position = p.lowest, recorded_at = now()
     FROM (SELECT accord.lowest_position() AS lowest) p WHERE c.position <> p.lowest;
 END

@@ -25,7 +25,9 @@ CREATE FUNCTION accord.grant_writer(role regrole) RETURNS void
 BEGIN
     PERFORM accord.check_role(role);
     EXECUTE format('GRANT INSERT, SELECT ON accord.outbox TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.expand(text, jsonb) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.expand(text, jsonb), '
+                   'accord.receive(text, text, text, text, jsonb, timestamptz, numeric, text, regclass, text), '
+                   'accord.receive_batch(text, jsonb) TO %s', role);
     -- each of these looks at the consumer's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.poll(text, integer, boolean), accord.advance(text, bigint), '
                    'accord.rewind(text, bigint), accord.rewind(text, timestamptz), accord.seq_at(timestamptz) TO %s', role);
@@ -34,7 +36,7 @@ BEGIN
                    'accord.capture(regclass, text, text[], text[], text[], text, text, text), accord.release(regclass) TO %s', role);
 END
 $$;
-COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application needs: INSERT into accord.outbox, to see what is still owed, and to have tables captured that it owns';
+COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application needs: INSERT into accord.outbox, to see what is still owed, to receive, and to have tables captured that it owns';
 
 CREATE FUNCTION accord.grant_auditor(role regrole) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -44,6 +46,7 @@ BEGIN
                    'accord.cursor_log, accord.endpoint_log, accord.rate_limit, accord.paused, accord.outbox, accord.backlog, accord.dead_letter, accord.attempt, '
                    'accord.timeline, accord.status, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.archive, accord.ring, accord.channel, accord.account, accord.route, accord.identity, '
                    'accord.idempotency_key TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.idempotency_scope, accord.inbox, accord.source TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), accord.ring_slots(), '
                    'accord.read(bigint, integer), '
@@ -79,13 +82,15 @@ BEGIN
     EXECUTE format('GRANT INSERT (log, function, owner, enabled, description), UPDATE (log, function, owner, enabled, '
                    'description), DELETE ON accord.archive TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.secret TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.source, accord.idempotency_scope TO %s', role);
     EXECUTE format('GRANT USAGE ON SEQUENCE accord.route_id_seq, accord.rate_limit_id_seq, accord.consumer_id_seq TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION '
                    'accord.redeliver(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.redeliver(uuid, text, text, text), '
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
-                   'accord.resume(text, text, text), accord.adopt(), accord.launch(), accord.reseal() TO %s', role);
+                   'accord.resume(text, text, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
+                   'accord.check_verify(jsonb), accord.check_mapping(jsonb), accord.check_mapping_function(text, text) TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.mark(text, text) TO %s', role);
 END
 $$;

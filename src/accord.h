@@ -14,6 +14,7 @@
 #define ACCORD_LOG_SLOTS 8		/* partitions of event_log and commit_log */
 #define ACCORD_ATTEMPT_SLOTS 8	/* partitions of attempt_log */
 #define ACCORD_BACKLOG_SLOTS 4	/* partitions of backlog_log and cursor_log */
+#define ACCORD_KEY_SLOTS 4		/* partitions of inbox and idempotency_key */
 #define ACCORD_MAX_DISPATCHERS 16	/* position sequences made at CREATE
 									 * EXTENSION */
 
@@ -24,6 +25,12 @@
 #define ACCORD_MAX_KEY 2048		/* bytes */
 #define ACCORD_MAX_SOURCE 63	/* bytes: a channel's name */
 #define ACCORD_MAX_ACCOUNT 1020 /* bytes */
+
+/*
+ * SQLSTATEs of our own, class AC. A key, or the id of a message, was used
+ * before with other content.
+ */
+#define ACCORD_ERRCODE_OTHER_CONTENT MAKE_SQLSTATE('A','C','0','0','1')
 
 /* Columns of accord.event_log, in order; 1 is the first. */
 typedef enum AccordEventColumn

@@ -101,8 +101,8 @@ define_session_settings(void)
 							   PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("accord.source",
 							   "The channel that the changes came from.",
-							   "Recorded with the events of captured tables, "
-							   "which are not sent back there.",
+							   "Events that name no source get this one, and "
+							   "are not sent back there.",
 							   &accord_source, "",
 							   PGC_USERSET, 0, check_source, NULL, NULL);
 }

@@ -10,7 +10,7 @@
 extern char *accord_actor;		/* who, as the application knows them */
 extern char *accord_reason;		/* why */
 extern char *accord_correlation_id; /* part of what */
-extern char *accord_source;		/* the channel that captured changes came from */
+extern char *accord_source;		/* from whom the changes came */
 
 /* for the workers */
 extern bool accord_dispatch;	/* whether anything is sent at all */

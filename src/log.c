@@ -72,6 +72,14 @@ static struct
 	Savepoint  *savepoints;		/* innermost first; TopTransactionContext */
 }			tx;
 
+/* The last event of a captured table that this process appended. */
+static struct
+{
+	int64		count;			/* of them, ever */
+	int			table_id;
+	pg_uuid_t	event_id;
+}			captured;
+
 static bool callbacks_registered = false;
 static bool truncating = false; /* the guard lets ring maintenance through */
 
@@ -157,6 +165,38 @@ join_transaction(void)
 	tx.savepoints = NULL;
 }
 
+int64
+accord_log_tx_id(void)
+{
+	return tx.tx_id;
+}
+
+int64
+accord_log_captured(void)
+{
+	return captured.count;
+}
+
+bool
+accord_log_captured_since(int64 count, int table_id, pg_uuid_t *event_id)
+{
+	if (captured.count <= count || captured.table_id != table_id)
+		return false;
+	*event_id = captured.event_id;
+	return true;
+}
+
+/* Notes an event of a captured table, for whoever caused it. */
+static void
+note_captured(const Datum *values, const bool *nulls)
+{
+	if (nulls[ACCORD_EVENT_TABLE_ID - 1])
+		return;
+	captured.count++;
+	captured.table_id = DatumGetInt32(values[ACCORD_EVENT_TABLE_ID - 1]);
+	captured.event_id = *DatumGetUUIDP(values[ACCORD_EVENT_EVENT_ID - 1]);
+}
+
 /* Levels of a frontier that may be in use. */
 static int
 frontier_levels(uint64 size)
@@ -223,6 +263,9 @@ accord_log_append(Datum *values, bool *nulls)
 	SET(ACCORD_EVENT_RECORDED_AT, TimestampTzGetDatum(now));
 	if (nulls[ACCORD_EVENT_PRIORITY - 1])
 		SET(ACCORD_EVENT_PRIORITY, Int16GetDatum(ACCORD_PRIORITY_NORMAL));
+	if (nulls[ACCORD_EVENT_SOURCE - 1] && accord_source != NULL &&
+		accord_source[0] != '\0')
+		SET(ACCORD_EVENT_SOURCE, CStringGetTextDatum(accord_source));
 	if (nulls[ACCORD_EVENT_OCCURRED_AT - 1])
 		SET(ACCORD_EVENT_OCCURRED_AT, TimestampTzGetDatum(now));
 	if (!nulls[ACCORD_EVENT_IDEMPOTENCY_KEY - 1] &&
@@ -242,6 +285,7 @@ accord_log_append(Datum *values, bool *nulls)
 	table_close(rel, NoLock);
 	remember_savepoint();
 	accord_frontier_add(&tx.events, &digest);
+	note_captured(values, nulls);
 	return true;
 }
 

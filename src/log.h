@@ -9,6 +9,7 @@
 #include "accord.h"
 #include "datatype/timestamp.h"
 #include "executor/tuptable.h"
+#include "utils/uuid.h"
 #include "nodes/execnodes.h"
 
 /*
@@ -20,6 +21,18 @@
  * with the same content; raises when it is known with another.
  */
 extern bool accord_log_append(Datum *values, bool *nulls);
+
+/* The current transaction's number; 0: it has no events yet. */
+extern int64 accord_log_tx_id(void);
+
+/*
+ * How many events of captured tables this process has appended; and the last
+ * one since there were so many: false when there was none, or it was another
+ * table's.
+ */
+extern int64 accord_log_captured(void);
+extern bool accord_log_captured_since(int64 count, int table_id,
+									  pg_uuid_t *event_id);
 
 /* Raises the clear error when there is no shared memory to keep order in. */
 extern void accord_log_require_preload(void);

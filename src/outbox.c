@@ -24,6 +24,7 @@
 #include "accord.h"
 #include "config.h"
 #include "log.h"
+#include "outbox.h"
 
 #define MAX_EVENT_BYTES (256 * 1024 * 1024) /* payload, before and headers */
 
@@ -225,11 +226,9 @@ check_channels(Datum channels)
 	}
 }
 
-/* The row is the author's; returns nothing, raises what is wrong. */
-static void
-check_row(const Datum *values, const bool *nulls)
+void
+accord_outbox_check(const Datum *values, const bool *nulls)
 {
-	refuse_given(nulls);
 	check_topic(text_of(values, nulls, ACCORD_EVENT_TOPIC));
 	check_sizes(values, nulls);
 	check_op(text_of(values, nulls, ACCORD_EVENT_OP));
@@ -271,7 +270,8 @@ accord_outbox_insert(PG_FUNCTION_ARGS)
 		values[ACCORD_EVENT_OP - 1] = CStringGetTextDatum("event");
 		nulls[ACCORD_EVENT_OP - 1] = false;
 	}
-	check_row(values, nulls);
+	refuse_given(nulls);
+	accord_outbox_check(values, nulls);
 	if (!accord_log_append(values, nulls))
 		return PointerGetDatum(NULL);	/* a repetition: INSERT 0 0 */
 

@@ -85,13 +85,23 @@ INSERT INTO expected VALUES
         timestamptz, erased_by bigint, table_id integer, salt uuid, topic text not null, key text, op text not null, source text, account text, channels text[],
         idempotency_key text, payload jsonb, before jsonb, headers jsonb, erased bytea'),
     ('http_request', 'method text, path text, headers jsonb, body text'),
-    ('idempotency_key', 'scope text not null, key text not null, fingerprint bytea not null, event_id uuid not null,
-        created_at timestamptz not null default now()'),
+    ('idempotency_key', 'scope text not null, key text not null, slot smallint not null, created_at timestamptz not
+        null, fingerprint bytea not null, tx_id bigint, event_id uuid, result jsonb'),
+    ('idempotency_scope', 'scope text not null, retention interval, description text'),
+    ('inbox', 'source text not null, event_id text not null, slot smallint not null, received_at timestamptz not
+        null, fingerprint bytea not null, tx_id bigint, event uuid, result jsonb'),
+    ('pruned', 'store text not null, scope text not null, until timestamptz not null'),
+    ('source', 'name text not null, enabled boolean not null default true, skew interval not null default
+        ''00:05:00''::interval, when_ahead text not null default ''clamp''::text, retention interval, verify jsonb,
+        tolerance interval not null default ''00:05:00''::interval, mapping jsonb, mapping_function text, owner text
+        not null default CURRENT_USER, description text'),
     ('identity', 'system_identifier bigint not null, database oid not null, recorded_at timestamptz not null default
         now()'),
     ('mark_log', 'name text not null, slot smallint not null, tx_id bigint not null, marked_at timestamptz not null default
         now(), actor text, comment text'),
     ('marks', 'name text, seq bigint, marked_at timestamptz, actor text, comment text'),
+    ('message', 'event_id text, topic text, target regclass, key text, op text, changes jsonb, occurred_at timestamptz,
+        revision numeric, account text'),
     ('outbox', 'event_id uuid default accord.outbox_event_id(), topic text, key text, op text default
         ''event''::text, payload jsonb, before jsonb, source text, account text, channels text[],
         deliver_at timestamptz, expires_at timestamptz, priority smallint default 1, idempotency_key text, headers jsonb, occurred_at timestamptz, recorded_at
@@ -128,20 +138,21 @@ UPDATE expected
     SET columns = replace(regexp_replace(columns, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
 
 SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT is_partition$$,
-              $$SELECT name FROM expected WHERE name <> 'http_request'$$,
+              $$SELECT name FROM expected WHERE name NOT IN ('http_request', 'message')$$,
               'the tables and views are those that README names');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
               ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks'], 'the views are views');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
-              ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log', 'consumer_log'],
+              ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log', 'consumer_log',
+                    'inbox', 'idempotency_key'],
               'the logs are partitioned');
 SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
               $$SELECT format('%s_%s', log, slot) FROM (VALUES ('event_log', 7), ('commit_log', 7), ('attempt_log', 7),
-                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7), ('consumer_log', 3)) AS l (log, last), generate_series(0, last) slot$$,
+                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7), ('consumer_log', 3), ('inbox', 3), ('idempotency_key', 3)) AS l (log, last), generate_series(0, last) slot$$,
               'their rings have as many slots as README says');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
               $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
-                'consumer_slot', 'consumer_id_seq', 'captured_id_seq',
+                'consumer_slot', 'key_slot', 'inbox_slot', 'consumer_id_seq', 'captured_id_seq',
                 'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
@@ -154,8 +165,8 @@ SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.attty
 FROM expected e ORDER BY e.name;
 SELECT set_eq($$SELECT typname::text FROM member m JOIN pg_type t ON t.oid = m.objid
                 LEFT JOIN relation r ON r.oid = t.typrelid
-                WHERE m.classid = 'pg_type'::regclass AND t.typelem = 0 AND r.oid IS NULL$$, ARRAY['http_request'],
-              'one type besides those of the tables');
+                WHERE m.classid = 'pg_type'::regclass AND t.typelem = 0 AND r.oid IS NULL$$, ARRAY['http_request', 'message'],
+              'the types besides those of the tables');
 
 -- ---- functions ------------------------------------------------------------------------------------------------------
 
@@ -223,6 +234,9 @@ INSERT INTO expected_function VALUES
     ('resume(channel text, account text, reason text) boolean'),
     ('adopt() void'),
     ('launch() void'),
+    ('receive(source text, event_id text, topic text, key text, changes jsonb, occurred_at timestamptz, revision
+        numeric, op text, target regclass, account text) jsonb'),
+    ('receive_batch(source text, messages jsonb) SETOF jsonb'),
     ('turn_rings(force boolean) void');
 UPDATE expected_function
     SET signature = replace(regexp_replace(signature, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
@@ -260,7 +274,7 @@ SELECT is_empty($$SELECT t.typname FROM member m JOIN pg_type t ON t.oid = m.obj
                   WHERE m.classid = 'pg_type'::regclass AND t.typelem = 0 AND r.oid IS NULL
                     AND obj_description(t.oid, 'pg_type') IS NULL$$, 'every type has a comment');
 SELECT is_empty($$SELECT r.name, a.attname FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
-                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'rate_limit', 'secret') AND a.attname NOT IN
+                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'rate_limit', 'secret', 'source') AND a.attname NOT IN
                         ('id', 'name', 'description', 'updated_at') AND col_description(r.oid, a.attnum) IS NULL$$,
                 'every column that users fill in has a comment');
 
@@ -313,12 +327,12 @@ CREATE TEMPORARY VIEW writer_may (name, privilege) AS
     VALUES ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('owed', 'EXECUTE'), ('expand', 'EXECUTE'),
            ('poll', 'EXECUTE'), ('advance', 'EXECUTE'), ('rewind', 'EXECUTE'), ('seq_at', 'EXECUTE'),
            ('row_key', 'EXECUTE'), ('capture', 'EXECUTE'), ('release', 'EXECUTE'),
-           ('outbox_event_id', 'EXECUTE');
+           ('outbox_event_id', 'EXECUTE'), ('receive', 'EXECUTE'), ('receive_batch', 'EXECUTE');
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                         'rate_limit', 'paused', 'outbox', 'backlog',
                         'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity', 
-                        'idempotency_key', 'secret.name', 'secret.updated_at']), 'SELECT'
+                        'idempotency_key', 'idempotency_scope', 'inbox', 'source', 'secret.name', 'secret.updated_at']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE'
     UNION ALL VALUES ('ring_slots', 'EXECUTE')
     UNION ALL SELECT 'captured', 'SELECT'
@@ -329,14 +343,15 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                                   'state_before', 'state_after', 'diff_seq', 'seq_of', 'equality']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may
-    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'consumer', 'secret']) t,
+    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'consumer', 'secret', 'source', 'idempotency_scope']) t,
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
     UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE'), ('consumer_id_seq', 'USAGE')
     UNION VALUES ('archive', 'DELETE')
     UNION SELECT 'archive.' || c, p FROM unnest(ARRAY['log', 'function', 'owner', 'enabled', 'description']) c,
                                         unnest(ARRAY['INSERT', 'UPDATE']) p
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
-    UNION SELECT unnest(ARRAY['reseal', 'mark']), 'EXECUTE';
+    UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping',
+                              'check_mapping_function']), 'EXECUTE';
 SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,
               $$VALUES ('outbox_event_id', 'EXECUTE')$$,
               'grants to others are nobody else''s');
