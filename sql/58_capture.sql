@@ -166,6 +166,15 @@ END
 $$;
 COMMENT ON FUNCTION accord.capture_detach(regclass) IS 'internal: removes the triggers of a captured table';
 
+CREATE FUNCTION accord.capture_attach_truncate(relation regclass, id integer) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('CREATE TRIGGER "0_accord_truncate" BEFORE TRUNCATE ON %s FOR EACH STATEMENT '
+                   'EXECUTE FUNCTION accord.capture_truncate(%L)', relation, id);
+END
+$$;
+COMMENT ON FUNCTION accord.capture_attach_truncate(regclass, integer) IS 'internal: makes the trigger of a captured table, or of its partition, that TRUNCATE fires';
+
 -- The triggers. Their names begin with a digit to come before others of the table: what those change in turn is logged
 -- after what they were called for. With a condition, a row that comes to meet it is inserted, one that ceases to, deleted.
 CREATE FUNCTION accord.capture_attach(relation regclass, id integer, old_condition text, new_condition text)
@@ -189,10 +198,7 @@ BEGIN
                        t.name, t.events, relation, 'WHEN (' || t.condition || ')',
                        concat_ws(', ', quote_literal(id), quote_literal(t.part)));
     END LOOP;
-    FOR t IN SELECT r FROM accord.capture_tree(relation) r LOOP
-        EXECUTE format('CREATE TRIGGER "0_accord_truncate" BEFORE TRUNCATE ON %s FOR EACH STATEMENT '
-                       'EXECUTE FUNCTION accord.capture_truncate(%L)', t.r, id);
-    END LOOP;
+    PERFORM accord.capture_attach_truncate(r, id) FROM accord.capture_tree(relation) r;
 END
 $$;
 COMMENT ON FUNCTION accord.capture_attach(regclass, integer, text, text) IS 'internal: makes the triggers of a captured table';
@@ -208,6 +214,140 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION accord.capture_begin(integer) IS 'internal: notes from where on what is captured of a table is complete';
+
+-- captured_shape: which columns a captured table had, from which place in the log on; one row per change of its columns.
+--   version       counts per table; the highest is what it is now
+--   tx_id, ord    the event accord.shape that says so; later events are of this version
+--   relation      the OID of the table, for as long as it is in this database: columns are recognised by their attnum
+--   columns       an array of {id, name, type, attnum}; a column keeps its id when it is renamed or changes its type
+CREATE TABLE accord.captured_shape (
+    table_id integer NOT NULL,
+    version integer NOT NULL,
+    tx_id bigint NOT NULL,
+    ord integer NOT NULL,
+    relation oid NOT NULL,
+    columns jsonb NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (table_id, version)
+);
+COMMENT ON TABLE accord.captured_shape IS 'the columns of captured tables, one row per change of them: what the members of an event''s payload were called, and of which type they were';
+
+CREATE FUNCTION accord.shape_append(table_id integer, columns jsonb, OUT tx_id bigint, OUT ord integer)
+    LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'accord_shape_append';
+COMMENT ON FUNCTION accord.shape_append(integer, jsonb) IS 'internal: an event that says that a captured table has these columns from here on; returns its place';
+
+-- The columns a table has now, with the numbers that they had before: by attnum while it is the same table, by name when it
+-- was restored from a dump.
+CREATE FUNCTION accord.shape_now(table_id integer, relation regclass) RETURNS jsonb
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH last AS (
+        SELECT s.relation AS oid, c.id, c.name, c.attnum
+        FROM (SELECT * FROM accord.captured_shape s WHERE s.table_id = shape_now.table_id
+              ORDER BY version DESC LIMIT 1) s
+        CROSS JOIN LATERAL jsonb_to_recordset(s.columns) AS c (id integer, name text, attnum integer)),
+    used AS (
+        SELECT max(c.id) AS id FROM accord.captured_shape s
+        CROSS JOIN LATERAL jsonb_to_recordset(s.columns) AS c (id integer) WHERE s.table_id = shape_now.table_id)
+    SELECT jsonb_agg(jsonb_build_object('id', coalesce(l.id, coalesce(used.id, 0) + l.place), 'name', l.attname,
+                                        'type', l.type, 'attnum', l.attnum) ORDER BY l.attnum)
+    FROM (SELECT l.id, a.attname, a.attnum, format_type(a.atttypid, a.atttypmod) AS type,
+                 row_number() OVER (PARTITION BY l.id IS NULL ORDER BY a.attnum) AS place
+          FROM pg_attribute a
+          LEFT JOIN last l ON CASE WHEN l.oid = relation THEN l.attnum = a.attnum ELSE l.name = a.attname END
+          WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped) l, used
+$$;
+COMMENT ON FUNCTION accord.shape_now(integer, regclass) IS 'internal: the columns of a captured table, numbered as in captured_shape';
+
+-- Writes down the columns of a captured table when they are not those of the last time; returns whether they are not.
+CREATE FUNCTION accord.shape_record(table_id integer, relation regclass) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    columns jsonb := accord.shape_now(table_id, relation);
+    last record;
+    place record;
+BEGIN
+    SELECT s.version, s.relation, s.columns INTO last FROM accord.captured_shape s
+    WHERE s.table_id = table_id ORDER BY s.version DESC LIMIT 1;
+    IF last.columns = columns AND last.relation = relation THEN
+        RETURN false;
+    END IF;
+    IF (SELECT jsonb_agg(c - 'attnum' ORDER BY c -> 'id') FROM jsonb_array_elements(last.columns) c)
+       = (SELECT jsonb_agg(c - 'attnum' ORDER BY c -> 'id') FROM jsonb_array_elements(columns) c) THEN
+        UPDATE accord.captured_shape s SET relation = shape_record.relation, columns = shape_record.columns
+        WHERE s.table_id = shape_record.table_id AND s.version = last.version;
+        RETURN false;
+    END IF;
+    SELECT a.tx_id, a.ord INTO place FROM accord.shape_append(table_id, columns) a;
+    INSERT INTO accord.captured_shape (table_id, version, tx_id, ord, relation, columns)
+        VALUES (table_id, coalesce(last.version, 0) + 1, place.tx_id, place.ord, relation, columns);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION accord.shape_record(integer, regclass) IS 'internal: writes down the columns of a captured table, when they have changed';
+
+-- Names of columns as they were at version, as they are now. What is gone is left out, or for the key an error.
+CREATE FUNCTION accord.shape_rename(table_id integer, version integer, names text[], what text) RETURNS text[]
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    renamed text[];
+    gone text;
+BEGIN
+    SELECT array_agg(now.name ORDER BY n.place) FILTER (WHERE now.name IS NOT NULL),
+           min(n.name) FILTER (WHERE now.name IS NULL)
+    INTO renamed, gone
+    FROM unnest(names) WITH ORDINALITY n (name, place)
+    LEFT JOIN accord.captured_shape old ON old.table_id = shape_rename.table_id AND old.version = shape_rename.version
+    LEFT JOIN LATERAL jsonb_to_recordset(old.columns) was (id integer, name text) ON was.name = n.name
+    LEFT JOIN accord.captured_shape new ON new.table_id = shape_rename.table_id AND new.version = shape_rename.version + 1
+    LEFT JOIN LATERAL jsonb_to_recordset(new.columns) now (id integer, name text) ON now.id = was.id;
+    IF gone IS NOT NULL AND what IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
+            MESSAGE = format('cannot drop column "%s": captured table %s needs it for %s', gone,
+                             accord.captured_relation(table_id), what),
+            HINT = 'Call accord.capture() with other columns first, or accord.release().';
+    END IF;
+    RETURN coalesce(renamed, CASE WHEN names IS NOT NULL THEN '{}'::text[] END);
+END
+$$;
+COMMENT ON FUNCTION accord.shape_rename(integer, integer, text[], text) IS 'internal: the names that columns have one version later';
+
+-- After DDL: what is written of captured tables follows what they have become.
+CREATE FUNCTION accord.capture_follow(dropped integer[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t record;
+    version integer;
+BEGIN
+    UPDATE accord.captured c SET released_at = now()
+    WHERE c.id = ANY (dropped) AND c.released_at IS NULL
+      AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgfoid = 'accord.capture_row'::regproc
+                      AND split_part(encode(g.tgargs, 'escape'), '\000', 1) = c.id::text);
+    FOR t IN SELECT c.id, c.schema_name, c.table_name, r.oid::regclass AS relation, r.relname, n.nspname
+             FROM accord.captured c CROSS JOIN LATERAL accord.captured_relation(c.id) g
+             JOIN pg_class r ON r.oid = g JOIN pg_namespace n ON n.oid = r.relnamespace
+             WHERE c.released_at IS NULL LOOP
+        IF (t.schema_name, t.table_name) <> (t.nspname, t.relname) THEN
+            UPDATE accord.captured c SET schema_name = t.nspname, table_name = t.relname WHERE c.id = t.id;
+        END IF;
+        IF accord.shape_record(t.id, t.relation) THEN
+            version := (SELECT max(s.version) - 1 FROM accord.captured_shape s WHERE s.table_id = t.id);
+            UPDATE accord.captured c
+            SET key_columns = accord.shape_rename(t.id, version, c.key_columns, 'its key'),
+                columns = accord.shape_rename(t.id, version, c.columns, NULL),
+                excluded = accord.shape_rename(t.id, version, c.excluded, NULL),
+                account_column = (accord.shape_rename(t.id, version, array_remove(ARRAY[c.account_column], NULL),
+                                                      'its account'))[1]
+            WHERE c.id = t.id;
+        END IF;
+        PERFORM accord.capture_attach_truncate(p, t.id) FROM accord.capture_tree(t.relation) p
+        WHERE NOT EXISTS (SELECT FROM pg_trigger g
+                          WHERE g.tgrelid = p AND g.tgfoid = 'accord.capture_truncate'::regproc);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION accord.capture_follow(integer[]) IS 'internal: called after DDL; tables may have been renamed, altered, dropped, or got new partitions';
 
 CREATE FUNCTION accord.capture_table(relation regclass, topic text, key_columns text[], columns text[], excluded text[],
                                      condition text, old_condition text, new_condition text, account_column text,
@@ -250,10 +390,12 @@ BEGIN
             HINT = 'Leave the columns of the key, and that of the account, out of excluded.';
     END IF;
 
-    table_id := accord.captured_id(relation);
+    table_id := coalesce(accord.captured_id(relation), nextval('accord.captured_id_seq'));
     SELECT (c.key_columns, c.columns, c.excluded, c.condition) IS NOT DISTINCT FROM
            (key_columns, columns, excluded, condition) INTO is_same
     FROM accord.captured c WHERE c.id = table_id AND c.released_at IS NULL;
+    PERFORM accord.capture_detach(relation);
+    PERFORM accord.capture_attach(relation, table_id, old_condition, new_condition);
     UPDATE accord.captured c
     SET schema_name = named.schema_name, table_name = named.table_name, topic = capture_table.topic,
         key_columns = capture_table.key_columns, columns = capture_table.columns,
@@ -264,12 +406,10 @@ BEGIN
     IF NOT FOUND THEN
         INSERT INTO accord.captured AS c (id, schema_name, table_name, topic, key_columns, columns, excluded, condition,
                                           account_column, on_truncate)
-            VALUES (coalesce(table_id, nextval('accord.captured_id_seq')), named.schema_name, named.table_name, topic,
-                    key_columns, columns, excluded, condition, account_column, on_truncate)
-            RETURNING c.id INTO table_id;
+            VALUES (table_id, named.schema_name, named.table_name, topic, key_columns, columns, excluded, condition,
+                    account_column, on_truncate);
     END IF;
-    PERFORM accord.capture_detach(relation);
-    PERFORM accord.capture_attach(relation, table_id, old_condition, new_condition);
+    PERFORM accord.shape_record(table_id, relation);
     IF is_same IS NOT TRUE THEN
         PERFORM accord.capture_begin(table_id);
     END IF;
@@ -302,3 +442,114 @@ COMMENT ON FUNCTION accord.capture(regclass, text, text[], text[], text[], text,
 CREATE FUNCTION accord.release(relation regclass) RETURNS boolean
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_release';
 COMMENT ON FUNCTION accord.release(regclass) IS 'ends the capture of a table; its history stays, and goes on when it is captured again. Returns whether it was captured';
+
+-- A row of the log, a payload or a before, with the names that its columns have now; those that are gone are left out.
+CREATE FUNCTION accord.reshape(image jsonb, table_id integer, seq bigint, ord integer) RETURNS jsonb
+    LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    result jsonb;
+BEGIN
+    IF jsonb_typeof(image) <> 'object'
+       OR NOT EXISTS (SELECT FROM accord.captured_shape s WHERE s.table_id = table_id AND s.version > 1) THEN
+        RETURN image;
+    END IF;
+    SELECT jsonb_object_agg(now.name, i.value) INTO result
+    FROM (SELECT s.columns FROM accord.captured_shape s
+          LEFT JOIN accord.commit_log c ON c.tx_id = s.tx_id
+          WHERE s.table_id = reshape.table_id
+            -- without a commit: it has left the log, or is this transaction's own
+            AND (s.version = 1 OR (coalesce(c.seq, CASE WHEN s.recorded_at = now() THEN 9223372036854775807 ELSE 0 END), s.ord) <= (reshape.seq, reshape.ord))
+          ORDER BY s.version DESC LIMIT 1) then_
+    CROSS JOIN LATERAL jsonb_to_recordset(then_.columns) was (id integer, name text)
+    JOIN (SELECT c.id, c.name FROM (SELECT s.columns FROM accord.captured_shape s WHERE s.table_id = reshape.table_id
+                                    ORDER BY s.version DESC LIMIT 1) last
+          CROSS JOIN LATERAL jsonb_to_recordset(last.columns) c (id integer, name text)) now ON now.id = was.id
+    JOIN jsonb_each(image) i ON i.key = was.name;
+    RETURN coalesce(result, '{}');
+END
+$$;
+COMMENT ON FUNCTION accord.reshape(jsonb, integer, bigint, integer) IS 'the payload or before of an event of a captured table, committed as seq and ord, with the names that its columns have now; those that were dropped since are left out';
+
+-- captured_baseline: how far accord.baseline() has come with a table.
+--   partition, file, block   what it is at; a file that was rewritten meanwhile is gone through anew
+CREATE TABLE accord.captured_baseline (
+    table_id integer PRIMARY KEY,
+    partition oid,
+    file oid,
+    block bigint NOT NULL DEFAULT 0,
+    events bigint NOT NULL DEFAULT 0,
+    started_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    finished_at timestamptz
+);
+COMMENT ON TABLE accord.captured_baseline IS 'how far accord.baseline() has come with each table, and how many events it has written';
+
+CREATE FUNCTION accord.baseline_blocks(relation regclass, table_id integer, condition text, first bigint, last bigint)
+    RETURNS bigint
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_baseline_blocks';
+COMMENT ON FUNCTION accord.baseline_blocks(regclass, integer, text, bigint, bigint) IS 'internal: events about rows of a range of blocks of which the log says nothing; returns how many';
+
+-- The condition of a captured table, over "new".
+CREATE FUNCTION accord.captured_condition(relation regclass) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT substring(pg_get_triggerdef(t.oid) FROM ' WHEN \((.*)\) EXECUTE FUNCTION accord\.capture_row\(')
+    FROM pg_trigger t WHERE t.tgrelid = relation AND t.tgname = '0_accord_capture_insert'
+$$;
+COMMENT ON FUNCTION accord.captured_condition(regclass) IS 'internal: which rows of a captured table are captured, as an expression over "new"; null: all';
+
+CREATE FUNCTION accord.baseline_table(relation regclass, max bigint) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    table_id integer := accord.captured_id(relation);
+    at accord.captured_baseline;
+    leaf record;
+    blocks bigint;
+    step bigint;
+    written bigint := 0;
+BEGIN
+    IF NOT EXISTS (SELECT FROM accord.captured c WHERE c.id = table_id AND c.released_at IS NULL) THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('table %s is not captured', relation),
+            HINT = 'Call accord.capture() first: what changes meanwhile must be known.';
+    END IF;
+    IF max < 1 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('max of accord.baseline() must be at least 1, not %s', max),
+            HINT = 'Give how many events to write at a time.';
+    END IF;
+    -- One at a time; a new round where the last one was finished.
+    INSERT INTO accord.captured_baseline AS b (table_id) VALUES (table_id)
+        ON CONFLICT ON CONSTRAINT captured_baseline_pkey
+        DO UPDATE SET events = CASE WHEN b.finished_at IS NULL THEN b.events ELSE 0 END,
+                      started_at = CASE WHEN b.finished_at IS NULL THEN b.started_at ELSE now() END, finished_at = NULL;
+    SELECT b.* INTO at FROM accord.captured_baseline b WHERE b.table_id = table_id;
+    FOR leaf IN SELECT c.oid, c.relfilenode FROM accord.capture_tree(relation) t JOIN pg_class c ON c.oid = t
+                WHERE c.relkind = 'r' AND (at.partition IS NULL OR c.oid >= at.partition) ORDER BY c.oid LOOP
+        IF at.partition IS DISTINCT FROM leaf.oid OR at.file IS DISTINCT FROM leaf.relfilenode THEN
+            at.partition := leaf.oid;
+            at.file := leaf.relfilenode;
+            at.block := 0;
+        END IF;
+        blocks := pg_relation_size(leaf.oid::regclass) / current_setting('block_size')::integer;
+        WHILE at.block < blocks AND written < max LOOP
+            step := least(at.block + 16, blocks);
+            written := written + accord.baseline_blocks(leaf.oid::regclass, table_id,
+                                                        accord.captured_condition(leaf.oid::regclass), at.block, step);
+            at.block := step;
+        END LOOP;
+        EXIT WHEN written >= max;
+    END LOOP;
+    UPDATE accord.captured_baseline b
+    SET partition = CASE WHEN written >= max THEN at.partition END, file = CASE WHEN written >= max THEN at.file END,
+        block = CASE WHEN written >= max THEN at.block ELSE 0 END, events = b.events + written,
+        finished_at = CASE WHEN written < max THEN clock_timestamp() END
+    WHERE b.table_id = table_id;
+    RETURN written;
+END
+$$;
+COMMENT ON FUNCTION accord.baseline_table(regclass, bigint) IS 'internal: what accord.baseline() does once the caller is known to own the table';
+
+CREATE FUNCTION accord.baseline(relation regclass, max bigint DEFAULT 10000) RETURNS bigint
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_baseline';
+COMMENT ON FUNCTION accord.baseline(regclass, bigint) IS 'writes events about rows of a captured table of which the log says nothing, as they are older than its capture, or than the log: inserts with an empty before, which are not sent to any channel. About max of them at a time, going on where the last call stopped; returns how many it wrote: when they are less than max, it has come to the end';

@@ -31,9 +31,9 @@ BEGIN
     -- each of these looks at the consumer's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.poll(text, integer, boolean), accord.advance(text, bigint), '
                    'accord.rewind(text, bigint), accord.rewind(text, timestamptz), accord.seq_at(timestamptz) TO %s', role);
-    -- those two look at the table's owner
+    -- these look at the table's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), '
-                   'accord.capture(regclass, text, text[], text[], text[], text, text, text), accord.release(regclass) TO %s', role);
+                   'accord.capture(regclass, text, text[], text[], text[], text, text, text), accord.release(regclass), accord.baseline(regclass, bigint) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application needs: INSERT into accord.outbox, to see what is still owed, to receive, and to have tables captured that it owns';
@@ -51,9 +51,9 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), accord.ring_slots(), '
                    'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb) TO %s', role);
-    EXECUTE format('GRANT SELECT ON accord.captured TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.captured, accord.captured_shape, accord.captured_baseline TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), accord.captured_id(regclass), '
-                   'accord.captured_relation(integer) TO %s', role);
+                   'accord.captured_relation(integer), accord.reshape(jsonb, integer, bigint, integer) TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.mark_log, accord.marks TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.as_of(anyelement, text), accord.as_of(anyelement, timestamptz), '
                    'accord.as_of(anyelement, bigint), accord.row_as_of(anyelement, anycompatible, text), '

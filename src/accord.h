@@ -24,6 +24,8 @@
 #define ACCORD_MAX_TOPIC 255	/* bytes */
 #define ACCORD_MAX_KEY 2048		/* bytes */
 #define ACCORD_MAX_SOURCE 63	/* bytes: a channel's name */
+#define ACCORD_CAPTURE_TRIGGER "0_accord_capture"	/* what the names of row
+													 * triggers begin with */
 #define ACCORD_MAX_ACCOUNT 1020 /* bytes */
 
 /*

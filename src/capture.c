@@ -41,29 +41,54 @@
 #include "utils/snapmgr.h"
 
 #include "accord.h"
+#include "capture.h"
 #include "db.h"
 #include "guc.h"
 #include "image.h"
 #include "log.h"
 #include "rowkey.h"
 
-typedef struct Capture
+typedef enum CaptureOp
 {
-	Oid			trigger;		/* hash key */
-	Oid			relid;
-	bool		made;			/* what follows is there */
-	bool		stale;			/* the table changed since */
-	MemoryContext context;		/* holds what follows */
+	CAPTURE_INSERT,
+	CAPTURE_UPDATE,
+	CAPTURE_DELETE,
+	CAPTURE_TRUNCATE
+} CaptureOp;
+
+#define CAPTURE_OPS (CAPTURE_TRUNCATE + 1)
+
+static const char *const op_names[] = {
+	[CAPTURE_INSERT] = "insert",
+	[CAPTURE_UPDATE] = "update",
+	[CAPTURE_DELETE] = "delete",
+	[CAPTURE_TRUNCATE] = "truncate"
+};
+
+struct AccordCapture
+{
 	int			id;				/* accord.captured.id */
 	Datum		topic;
 	AccordImage *image;
 	int			n_columns;		/* of the image */
 	bool	   *is_identity;	/* of these: part of the key, or the account */
 	int			n_keys;
-	char	  **keys;			/* names of the key columns */
-	char	   *account;		/* ... of the account's column, or NULL */
+	int		   *keys;			/* which of the image's columns, in order */
+	int			account;		/* which of them names the account, or -1 */
+	Datum		ops[CAPTURE_OPS];	/* their names */
 	bool		refuses_truncate;
-} Capture;
+};
+
+/* What is known of a table's trigger. */
+typedef struct CacheEntry
+{
+	Oid			trigger;		/* hash key */
+	Oid			relid;
+	bool		made;			/* what follows is there */
+	bool		stale;			/* the table changed since */
+	MemoryContext context;		/* holds what follows */
+	AccordCapture *capture;
+} CacheEntry;
 
 static HTAB *captures = NULL;
 
@@ -77,12 +102,12 @@ static void
 mark_stale(Datum arg, Oid relid)
 {
 	HASH_SEQ_STATUS scan;
-	Capture    *capture;
+	CacheEntry *entry;
 
 	hash_seq_init(&scan, captures);
-	while ((capture = hash_seq_search(&scan)) != NULL)
-		if (!OidIsValid(relid) || capture->relid == relid)
-			capture->stale = true;
+	while ((entry = hash_seq_search(&scan)) != NULL)
+		if (!OidIsValid(relid) || entry->relid == relid)
+			entry->stale = true;
 }
 
 static void
@@ -92,7 +117,7 @@ create_cache(void)
 
 	memset(&ctl, 0, sizeof(ctl));
 	ctl.keysize = sizeof(Oid);
-	ctl.entrysize = sizeof(Capture);
+	ctl.entrysize = sizeof(CacheEntry);
 	ctl.hcxt = TopMemoryContext;
 	captures = hash_create("pg_accord captures", 64, &ctl,
 						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
@@ -131,15 +156,15 @@ find_column(TupleDesc desc, const char *name)
 }
 
 static AttrNumber
-require_column(Relation rel, const char *name)
+require_column(TupleDesc desc, const char *table, const char *name)
 {
-	AttrNumber	number = find_column(RelationGetDescr(rel), name);
+	AttrNumber	number = find_column(desc, name);
 
 	if (number == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of captured table \"%s\" does not exist",
-						name, RelationGetRelationName(rel)),
+						name, table),
 				 errhint("Call accord.capture() again with the columns that "
 						 "the table has now.")));
 	return number;
@@ -147,16 +172,17 @@ require_column(Relation rel, const char *name)
 
 /* Which columns are captured: those included, or all but those excluded. */
 static Bitmapset *
-choose_columns(Relation rel, const Datum *values, const bool *nulls)
+choose_columns(TupleDesc desc, const char *table, const Datum *values,
+			   const bool *nulls)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
 	Bitmapset  *chosen = NULL;
 	char	  **names;
 	int			n;
 
 	names = name_list(values, nulls, ACCORD_CAPTURED_COLUMNS, &n);
 	for (int i = 0; i < n; i++)
-		chosen = bms_add_member(chosen, require_column(rel, names[i]));
+		chosen = bms_add_member(chosen,
+								require_column(desc, table, names[i]));
 	if (names != NULL)
 		return chosen;
 	for (int i = 0; i < desc->natts; i++)
@@ -168,199 +194,267 @@ choose_columns(Relation rel, const Datum *values, const bool *nulls)
 	return chosen;
 }
 
-/* Notes which of the image's columns decide whose event it is. */
-static void
-mark_identity(Capture *capture, Relation rel)
+/* Which of the image's columns has this name; it is there. */
+static int
+find_image_column(const AccordCapture *capture, TupleDesc desc,
+				  const char *name)
 {
-	capture->n_columns = accord_image_columns(capture->image);
-	capture->is_identity = palloc0(capture->n_columns * sizeof(bool));
 	for (int i = 0; i < capture->n_columns; i++)
 	{
 		int			at = accord_image_index(capture->image, i);
-		const char *name = NameStr(TupleDescAttr(RelationGetDescr(rel),
-												 at)->attname);
 
-		for (int k = 0; k < capture->n_keys; k++)
-			if (strcmp(capture->keys[k], name) == 0)
-				capture->is_identity[i] = true;
-		if (capture->account != NULL && strcmp(capture->account, name) == 0)
-			capture->is_identity[i] = true;
+		if (strcmp(NameStr(TupleDescAttr(desc, at)->attname), name) == 0)
+			return i;
 	}
+	elog(ERROR, "column \"%s\" is not captured", name);
+	return -1;
+}
+
+/* What is the same in all its events. */
+static void
+fill_constants(AccordCapture *capture, const Datum *values)
+{
+	char	   *on_truncate =
+	TextDatumGetCString(values[ACCORD_CAPTURED_ON_TRUNCATE - 1]);
+
+	capture->topic =
+		PointerGetDatum(DatumGetTextPCopy(values[ACCORD_CAPTURED_TOPIC - 1]));
+	capture->refuses_truncate = strcmp(on_truncate, "refuse") == 0;
+	for (int op = 0; op < CAPTURE_OPS; op++)
+		capture->ops[op] = CStringGetTextDatum(op_names[op]);
 }
 
 /* Makes an entry of the table's row of accord.captured. */
 static void
-fill_capture(Capture *capture, Relation rel, const Datum *values,
-			 const bool *nulls)
+fill_capture(AccordCapture *capture, TupleDesc desc, const char *table,
+			 const Datum *values, const bool *nulls)
 {
-	Bitmapset  *columns = choose_columns(rel, values, nulls);
+	Bitmapset  *columns = choose_columns(desc, table, values, nulls);
+	char	   *account = NULL;
+	char	  **keys;
 
-	capture->topic = PointerGetDatum(DatumGetTextPCopy(values[ACCORD_CAPTURED_TOPIC - 1]));
-	capture->keys = name_list(values, nulls, ACCORD_CAPTURED_KEY_COLUMNS,
-							  &capture->n_keys);
+	keys = name_list(values, nulls, ACCORD_CAPTURED_KEY_COLUMNS,
+					 &capture->n_keys);
 	for (int i = 0; i < capture->n_keys; i++)
-		columns = bms_add_member(columns,
-								 require_column(rel, capture->keys[i]));
-	capture->account = NULL;
+		columns = bms_add_member(columns, require_column(desc, table, keys[i]));
 	if (!nulls[ACCORD_CAPTURED_ACCOUNT_COLUMN - 1])
 	{
-		capture->account = TextDatumGetCString(values[ACCORD_CAPTURED_ACCOUNT_COLUMN - 1]);
-		columns = bms_add_member(columns,
-								 require_column(rel, capture->account));
+		account = TextDatumGetCString(values[ACCORD_CAPTURED_ACCOUNT_COLUMN - 1]);
+		columns = bms_add_member(columns, require_column(desc, table, account));
 	}
-	capture->refuses_truncate =
-		strcmp(TextDatumGetCString(values[ACCORD_CAPTURED_ON_TRUNCATE - 1]),
-			   "refuse") == 0;
-	capture->image = accord_image_prepare(RelationGetDescr(rel), columns);
-	mark_identity(capture, rel);
+	capture->image = accord_image_prepare(desc, columns);
+	capture->n_columns = accord_image_columns(capture->image);
+	capture->is_identity = palloc0(capture->n_columns * sizeof(bool));
+	capture->keys = palloc(capture->n_keys * sizeof(int));
+	for (int i = 0; i < capture->n_keys; i++)
+	{
+		capture->keys[i] = find_image_column(capture, desc, keys[i]);
+		capture->is_identity[capture->keys[i]] = true;
+	}
+	capture->account = account == NULL ? -1 :
+		find_image_column(capture, desc, account);
+	if (capture->account >= 0)
+		capture->is_identity[capture->account] = true;
+	fill_constants(capture, values);
 }
 
 /*
  * Reads the table's row of accord.captured as it is now: a transaction's
  * snapshot may be older than the trigger it already sees.
  */
-static bool
-read_captured(Capture *capture, Relation rel)
+AccordCapture *
+accord_capture_open(int id, TupleDesc desc, const char *table)
 {
 	Relation	captured = table_open(accord_db_relid("captured"),
 									  AccessShareLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	AccordCapture *capture = NULL;
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	Datum		values[ACCORD_CAPTURED_COLUMNS_END];
-	bool		nulls[ACCORD_CAPTURED_COLUMNS_END];
 
 	list_free(RelationGetIndexList(captured));	/* sets rd_pkindex */
 	ScanKeyInit(&key, ACCORD_CAPTURED_ID, BTEqualStrategyNumber, F_INT4EQ,
-				Int32GetDatum(capture->id));
+				Int32GetDatum(id));
 	scan = systable_beginscan(captured, captured->rd_pkindex, true, snapshot,
 							  1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 	{
+		Datum		values[ACCORD_CAPTURED_COLUMNS_END];
+		bool		nulls[ACCORD_CAPTURED_COLUMNS_END];
+
 		heap_deform_tuple(tuple, RelationGetDescr(captured), values, nulls);
-		fill_capture(capture, rel, values, nulls);
+		capture = palloc0(sizeof(AccordCapture));
+		capture->id = id;
+		fill_capture(capture, desc, table, values, nulls);
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
 	table_close(captured, AccessShareLock);
-	return HeapTupleIsValid(tuple);
+	return capture;
 }
 
 static void
-make_capture(Capture *capture, Relation rel, const Trigger *trigger)
+make_entry(CacheEntry *entry, Relation rel, const Trigger *trigger)
 {
 	MemoryContext old;
+	int			id = pg_strtoint32(trigger->tgargs[0]);
 
-	if (capture->context == NULL)
-		capture->context = AllocSetContextCreate(TopMemoryContext,
-												 "pg_accord capture",
-												 ALLOCSET_SMALL_SIZES);
-	MemoryContextReset(capture->context);
-	capture->made = false;
-	capture->stale = false;		/* may be set again meanwhile */
-	capture->relid = RelationGetRelid(rel);
-	capture->id = pg_strtoint32(trigger->tgargs[0]);
-	old = MemoryContextSwitchTo(capture->context);
-	if (!read_captured(capture, rel))
+	if (entry->context == NULL)
+		entry->context = AllocSetContextCreate(TopMemoryContext,
+											   "pg_accord capture",
+											   ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(entry->context);
+	entry->made = false;
+	entry->stale = false;		/* may be set again meanwhile */
+	entry->relid = RelationGetRelid(rel);
+	old = MemoryContextSwitchTo(entry->context);
+	entry->capture = accord_capture_open(id, RelationGetDescr(rel),
+										 RelationGetRelationName(rel));
+	MemoryContextSwitchTo(old);
+	if (entry->capture == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("table \"%s\" is captured as number %d, of which "
 						"accord.captured knows nothing",
-						RelationGetRelationName(rel), capture->id),
+						RelationGetRelationName(rel), id),
 				 errhint("Call accord.capture() for the table, or drop its "
 						 "trigger \"%s\".", trigger->tgname)));
-	MemoryContextSwitchTo(old);
-	capture->made = true;
+	entry->made = true;
 }
 
-static Capture *
+static AccordCapture *
 find_capture(TriggerData *data)
 {
-	Capture    *capture;
+	CacheEntry *entry;
 	bool		found;
 
 	if (captures == NULL)
 		create_cache();
-	capture = hash_search(captures, &data->tg_trigger->tgoid, HASH_ENTER,
-						  &found);
+	entry = hash_search(captures, &data->tg_trigger->tgoid, HASH_ENTER,
+						&found);
 	if (!found)
 	{
-		capture->context = NULL;
-		capture->made = false;
+		entry->context = NULL;
+		entry->made = false;
 	}
-	if (!capture->made || capture->stale)
-		make_capture(capture, data->tg_relation, data->tg_trigger);
-	return capture;
+	if (!entry->made || entry->stale)
+		make_entry(entry, data->tg_relation, data->tg_trigger);
+	return entry->capture;
 }
 
 /* ---- events -------------------------------------------------------------- */
 
-/* Who the event is about: its key, and its account. */
-static void
-set_identity(const Capture *capture, Jsonb *row, Datum *values, bool *nulls)
+static char *
+make_key(const AccordCapture *capture, TupleTableSlot *row, Jsonb *image)
 {
-	char	   *parts[INDEX_MAX_KEYS];
+	char	   *parts[MaxTupleAttributeNumber];
+
+	for (int i = 0; i < capture->n_keys; i++)
+		parts[i] = accord_image_column_text(capture->image, capture->keys[i], image,
+											row->tts_values, row->tts_isnull);
+	return accord_rowkey_make(capture->n_keys, parts);
+}
+
+/* The account an event concerns; NULL when it concerns none. */
+static char *
+make_account(const AccordCapture *capture, TupleTableSlot *row, Jsonb *image)
+{
+	char	   *account;
+
+	if (capture->account < 0)
+		return NULL;
+	account = accord_image_column_text(capture->image, capture->account, image,
+									   row->tts_values, row->tts_isnull);
+	if (account == NULL || account[0] == '\0' ||
+		strlen(account) > ACCORD_MAX_ACCOUNT)
+		return NULL;			/* there is no account of that name */
+	return account;
+}
+
+/* An event about a row: all of it is the payload, or for what is gone `before`. */
+static void
+describe_event(const AccordCapture *capture, CaptureOp op,
+			   TupleTableSlot *row, Datum *values, bool *nulls)
+{
+	bool		is_gone = op == CAPTURE_DELETE || op == CAPTURE_TRUNCATE;
+	Jsonb	   *image;
 	char	   *key;
 	char	   *account;
 
-	for (int i = 0; i < capture->n_keys; i++)
-		parts[i] = accord_image_text(row, capture->keys[i]);
-	key = accord_rowkey_make(capture->n_keys, parts);
+	slot_getallattrs(row);
+	image = accord_image_build(capture->image, row->tts_values,
+							   row->tts_isnull, NULL);
+	key = make_key(capture, row, image);
+	account = make_account(capture, row, image);
+	memset(nulls, true, ACCORD_EVENT_COLUMNS * sizeof(bool));
+#define SET(column, value) \
+	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
+	SET(ACCORD_EVENT_TABLE_ID, Int32GetDatum(capture->id));
+	SET(ACCORD_EVENT_TOPIC, capture->topic);
+	SET(ACCORD_EVENT_OP, capture->ops[op]);
+	SET(is_gone ? ACCORD_EVENT_BEFORE : ACCORD_EVENT_PAYLOAD,
+		JsonbPGetDatum(image));
 	if (key != NULL)
-	{
-		values[ACCORD_EVENT_KEY - 1] = CStringGetTextDatum(key);
-		nulls[ACCORD_EVENT_KEY - 1] = false;
-	}
-	account = capture->account == NULL ? NULL :
-		accord_image_text(row, capture->account);
-	if (account != NULL && account[0] != '\0' &&
-		strlen(account) <= ACCORD_MAX_ACCOUNT)
-	{
-		values[ACCORD_EVENT_ACCOUNT - 1] = CStringGetTextDatum(account);
-		nulls[ACCORD_EVENT_ACCOUNT - 1] = false;
-	}
+		SET(ACCORD_EVENT_KEY, CStringGetTextDatum(key));
+	if (account != NULL)
+		SET(ACCORD_EVENT_ACCOUNT, CStringGetTextDatum(account));
+	if (accord_source != NULL && accord_source[0] != '\0')
+		SET(ACCORD_EVENT_SOURCE, CStringGetTextDatum(accord_source));
+#undef SET
 }
 
-/*
- * Appends an event about the row: about payload when there is one, else about
- * before. Either may be NULL.
- */
+/* before, when given, is what an update changed. */
 static void
-append_event(const Capture *capture, const char *op, Jsonb *payload,
+append_event(const AccordCapture *capture, CaptureOp op, TupleTableSlot *row,
 			 Jsonb *before)
 {
 	Datum		values[ACCORD_EVENT_COLUMNS];
 	bool		nulls[ACCORD_EVENT_COLUMNS];
 
-	memset(nulls, true, sizeof(nulls));
-#define SET(column, value) \
-	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
-	SET(ACCORD_EVENT_TABLE_ID, Int32GetDatum(capture->id));
-	SET(ACCORD_EVENT_TOPIC, capture->topic);
-	SET(ACCORD_EVENT_OP, CStringGetTextDatum(op));
-	if (payload != NULL)
-		SET(ACCORD_EVENT_PAYLOAD, JsonbPGetDatum(payload));
+	describe_event(capture, op, row, values, nulls);
 	if (before != NULL)
-		SET(ACCORD_EVENT_BEFORE, JsonbPGetDatum(before));
-	if (accord_source != NULL && accord_source[0] != '\0')
-		SET(ACCORD_EVENT_SOURCE, CStringGetTextDatum(accord_source));
-#undef SET
-	set_identity(capture, payload != NULL ? payload : before, values, nulls);
+	{
+		values[ACCORD_EVENT_BEFORE - 1] = JsonbPGetDatum(before);
+		nulls[ACCORD_EVENT_BEFORE - 1] = false;
+	}
 	accord_log_append(values, nulls);
 }
 
-static Jsonb *
-whole_image(const Capture *capture, TupleTableSlot *row)
+/*
+ * A baseline event is an insert that changed nothing, and is addressed to
+ * nobody: the row was there before.
+ */
+void
+accord_capture_baseline(const AccordCapture *capture, TupleTableSlot *row)
+{
+	Datum		values[ACCORD_EVENT_COLUMNS];
+	bool		nulls[ACCORD_EVENT_COLUMNS];
+	bool	   *none = palloc0(capture->n_columns * sizeof(bool));
+
+	describe_event(capture, CAPTURE_INSERT, row, values, nulls);
+	values[ACCORD_EVENT_BEFORE - 1] =
+		JsonbPGetDatum(accord_image_build(capture->image, row->tts_values,
+										  row->tts_isnull, none));
+	nulls[ACCORD_EVENT_BEFORE - 1] = false;
+	values[ACCORD_EVENT_CHANNELS - 1] =
+		PointerGetDatum(construct_empty_array(TEXTOID));
+	nulls[ACCORD_EVENT_CHANNELS - 1] = false;
+	accord_log_append(values, nulls);
+}
+
+char	   *
+accord_capture_key(const AccordCapture *capture, TupleTableSlot *row)
 {
 	slot_getallattrs(row);
-	return accord_image_build(capture->image, row->tts_values,
-							  row->tts_isnull, NULL);
+	return make_key(capture, row,
+					accord_image_build(capture->image, row->tts_values,
+									   row->tts_isnull, NULL));
 }
 
 static void
-capture_update(const Capture *capture, TupleTableSlot *old_row,
+capture_update(const AccordCapture *capture, TupleTableSlot *old_row,
 			   TupleTableSlot *new_row)
 {
 	bool		changed[MaxTupleAttributeNumber];
@@ -376,11 +470,11 @@ capture_update(const Capture *capture, TupleTableSlot *old_row,
 	for (int i = 0; i < capture->n_columns; i++)
 		moved |= changed[i] && capture->is_identity[i];
 	if (moved)
-		append_event(capture, "delete", NULL, whole_image(capture, old_row));
+		append_event(capture, CAPTURE_DELETE, old_row, NULL);
 	before = accord_image_build(capture->image, old_row->tts_values,
 								old_row->tts_isnull, changed);
-	append_event(capture, moved ? "insert" : "update",
-				 whole_image(capture, new_row), before);
+	append_event(capture, moved ? CAPTURE_INSERT : CAPTURE_UPDATE, new_row,
+				 before);
 }
 
 /*
@@ -398,7 +492,7 @@ Datum
 accord_capture_row(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
-	Capture    *capture;
+	AccordCapture *capture;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_AFTER(data->tg_event) ||
@@ -411,18 +505,29 @@ accord_capture_row(PG_FUNCTION_ARGS)
 				 errhint("Call accord.capture() to have a table captured.")));
 	capture = find_capture(data);
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
-		append_event(capture, "insert",
-					 whole_image(capture, data->tg_trigslot), NULL);
+		append_event(capture, CAPTURE_INSERT, data->tg_trigslot, NULL);
 	else if (TRIGGER_FIRED_BY_DELETE(data->tg_event) ||
 			 has_part(data->tg_trigger, "leave"))
-		append_event(capture, "delete", NULL,
-					 whole_image(capture, data->tg_trigslot));
+		append_event(capture, CAPTURE_DELETE, data->tg_trigslot, NULL);
 	else if (has_part(data->tg_trigger, "enter"))
-		append_event(capture, "insert",
-					 whole_image(capture, data->tg_newslot), NULL);
+		append_event(capture, CAPTURE_INSERT, data->tg_newslot, NULL);
 	else
 		capture_update(capture, data->tg_trigslot, data->tg_newslot);
 	return PointerGetDatum(NULL);
+}
+
+/* Whether the changes of its rows are captured. */
+static bool
+is_captured(Relation rel)
+{
+	static const char prefix[] = ACCORD_CAPTURE_TRIGGER;
+
+	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers;
+		 i++)
+		if (strncmp(rel->trigdesc->triggers[i].tgname, prefix,
+					sizeof(prefix) - 1) == 0)
+			return true;
+	return false;
 }
 
 /*
@@ -433,7 +538,7 @@ Datum
 accord_capture_truncate(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
-	Capture    *capture;
+	AccordCapture *capture;
 	TableScanDesc scan;
 	TupleTableSlot *row;
 	MemoryContext per_row;
@@ -447,6 +552,8 @@ accord_capture_truncate(PG_FUNCTION_ARGS)
 				 errmsg("accord.capture_truncate() was not called by a "
 						"trigger of accord.capture()"),
 				 errhint("Call accord.capture() to have a table captured.")));
+	if (!is_captured(data->tg_relation))
+		return PointerGetDatum(NULL);	/* a partition that was detached */
 	capture = find_capture(data);
 	if (capture->refuses_truncate)
 		ereport(ERROR,
@@ -467,7 +574,7 @@ accord_capture_truncate(PG_FUNCTION_ARGS)
 	{
 		CHECK_FOR_INTERRUPTS();
 		old = MemoryContextSwitchTo(per_row);
-		append_event(capture, "truncate", NULL, whole_image(capture, row));
+		append_event(capture, CAPTURE_TRUNCATE, row, NULL);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(per_row);
 	}

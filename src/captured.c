@@ -1,5 +1,5 @@
 /*
- * captured.c: accord.capture() and accord.release().
+ * captured.c: accord.capture(), accord.release(), and DDL of captured tables.
  *
  * Runs in the sessions of those who own tables. Whoever owns a table may have
  * it captured, though triggers of ours and the table accord.captured are
@@ -11,16 +11,26 @@
  * columns; as a trigger's WHEN it then follows renamed columns, and keeps
  * those it needs from being dropped.
  *
+ * After statements that may have renamed, altered or dropped a captured table,
+ * or given it a partition, accord.capture_follow() brings up to date what is
+ * written of it; in the same transaction, and while the table is locked by it.
+ *
  * On failure the statement raises; settings and user are put back with the
  * transaction, as PostgreSQL does.
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "parser/parse_coerce.h"
@@ -30,19 +40,24 @@
 #include "parser/parse_relation.h"
 #include "parser/parser.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
 
 #include "accord.h"
+#include "captured.h"
 #include "compat.h"
 #include "db.h"
 #include "log.h"
 
 PG_FUNCTION_INFO_V1(accord_capture);
 PG_FUNCTION_INFO_V1(accord_release);
+PG_FUNCTION_INFO_V1(accord_baseline);
+PG_FUNCTION_INFO_V1(accord_shape_append);
 
 static Oid
 require_owned(FunctionCallInfo fcinfo)
@@ -198,4 +213,135 @@ accord_release(PG_FUNCTION_ARGS)
 
 	PG_RETURN_DATUM(call_as_owner("SELECT accord.release_table($1)", 1, &type,
 								  &relation, NULL));
+}
+
+/* accord.baseline(relation, max) */
+Datum
+accord_baseline(PG_FUNCTION_ARGS)
+{
+	static Oid	types[] = {REGCLASSOID, INT8OID};
+	Datum		values[2] = {ObjectIdGetDatum(require_owned(fcinfo))};
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("max of accord.baseline() is null"),
+				 errhint("Give how many events to write at a time.")));
+	values[1] = PG_GETARG_DATUM(1);
+	PG_RETURN_DATUM(call_as_owner("SELECT accord.baseline_table($1, $2)", 2,
+								  types, values, NULL));
+}
+
+/* ---- DDL ----------------------------------------------------------------- */
+
+/*
+ * Numbers of tables whose triggers were dropped, not followed yet. If that was
+ * rolled back, following does no harm: the triggers are there.
+ */
+static int	dropped[64];
+static int	n_dropped = 0;
+
+/* Whether captured tables are to be looked at before and after a statement. */
+bool
+accord_captured_concerns(Node *stmt)
+{
+	switch (nodeTag(stmt))
+	{
+		case T_AlterTableStmt:
+			return ((AlterTableStmt *) stmt)->objtype == OBJECT_TABLE;
+		case T_AlterObjectSchemaStmt:
+			return ((AlterObjectSchemaStmt *) stmt)->objectType == OBJECT_TABLE;
+		case T_CreateStmt:
+			return ((CreateStmt *) stmt)->partbound != NULL;
+		case T_RenameStmt:
+			{
+				RenameStmt *rename = (RenameStmt *) stmt;
+
+				return rename->renameType == OBJECT_TABLE ||
+					rename->renameType == OBJECT_SCHEMA ||
+					(rename->renameType == OBJECT_COLUMN &&
+					 rename->relationType == OBJECT_TABLE);
+			}
+		default:
+			return false;
+	}
+}
+
+void
+accord_captured_follow(bool concerned)
+{
+	Datum		ids[lengthof(dropped)];
+	Datum		argument;
+	Oid			type = INT4ARRAYOID;
+
+	if (!IsTransactionState())
+		n_dropped = 0;			/* what dropped them has failed */
+	if (!concerned && n_dropped == 0)
+		return;
+	for (int i = 0; i < n_dropped; i++)
+		ids[i] = Int32GetDatum(dropped[i]);
+	argument = PointerGetDatum(construct_array(ids, n_dropped, INT4OID,
+											   sizeof(int32), true,
+											   TYPALIGN_INT));
+	n_dropped = 0;
+	if (creating_extension || !OidIsValid(accord_db_relid_if_any("captured_shape")))
+		return;
+	call_as_owner("SELECT accord.capture_follow($1)", 1, &type, &argument,
+				  NULL);
+}
+
+/* A trigger is about to be dropped: is it one of ours? */
+void
+accord_captured_note_drop(Oid trigger)
+{
+	Relation	catalog = table_open(TriggerRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(catalog, TriggerOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple) && n_dropped < lengthof(dropped))
+	{
+		char	   *function =
+		get_func_name(((Form_pg_trigger) GETSTRUCT(tuple))->tgfoid);
+		bool		isnull;
+		Datum		arguments = heap_getattr(tuple, Anum_pg_trigger_tgargs,
+											 RelationGetDescr(catalog), &isnull);
+
+		if (function != NULL && !isnull &&
+			strcmp(function, "capture_row") == 0)
+			dropped[n_dropped++] = atoi(VARDATA_ANY(DatumGetByteaPP(arguments)));
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+}
+
+/* accord.shape_append(table_id, columns, OUT tx_id, OUT ord) */
+Datum
+accord_shape_append(PG_FUNCTION_ARGS)
+{
+	Datum		values[ACCORD_EVENT_COLUMNS];
+	bool		nulls[ACCORD_EVENT_COLUMNS];
+	Datum		place[2];
+	bool		place_nulls[2] = {0};
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "accord.shape_append() returns a record");
+	memset(nulls, true, sizeof(nulls));
+#define SET(column, value) \
+	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
+	SET(ACCORD_EVENT_TABLE_ID, PG_GETARG_DATUM(0));
+	SET(ACCORD_EVENT_PAYLOAD, PG_GETARG_DATUM(1));
+	SET(ACCORD_EVENT_TOPIC, CStringGetTextDatum("accord.shape"));
+	SET(ACCORD_EVENT_OP, CStringGetTextDatum("event"));
+#undef SET
+	accord_log_append(values, nulls);
+	place[0] = values[ACCORD_EVENT_TX_ID - 1];
+	place[1] = values[ACCORD_EVENT_ORD - 1];
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  place, place_nulls)));
 }

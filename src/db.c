@@ -243,12 +243,8 @@ accord_db_sequence_set(Oid sequence, int64 value)
 						Int64GetDatum(value));
 }
 
-/*
- * An index of ours may be of the rows only in which a column is not null: that
- * column; 0: its predicate, if it has one, is another.
- */
-static AttrNumber
-find_required_column(const IndexInfo *info)
+AttrNumber
+accord_db_required_column(const IndexInfo *info)
 {
 	NullTest   *test;
 
@@ -266,7 +262,7 @@ static void
 insert_entries(Relation rel, Relation index, IndexInfo *info, EState *estate,
 			   TupleTableSlot **slots, int n)
 {
-	AttrNumber	required = find_required_column(info);
+	AttrNumber	required = accord_db_required_column(info);
 	ExprState  *predicate = estate == NULL ? NULL :
 	ExecPrepareQual(info->ii_Predicate, estate);
 
@@ -310,7 +306,7 @@ insert_index_entries(Relation rel, TupleTableSlot **slots, int n)
 		EState	   *estate = NULL;
 
 		if (info->ii_Expressions != NIL ||
-			(info->ii_Predicate != NIL && find_required_column(info) == 0))
+			(info->ii_Predicate != NIL && accord_db_required_column(info) == 0))
 			estate = CreateExecutorState();
 		if (info->ii_ReadyForInserts)
 			insert_entries(rel, index, info, estate, slots, n);

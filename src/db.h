@@ -9,6 +9,7 @@
 #define ACCORD_DB_H
 
 #include "executor/tuptable.h"
+#include "nodes/execnodes.h"
 #include "utils/rel.h"
 
 /* Starts and ends a worker's transaction with an active snapshot. */
@@ -42,6 +43,12 @@ extern void accord_db_sequence_set(Oid sequence, int64 value);
  * permission checks. rel is locked RowExclusive by the caller.
  */
 extern void accord_db_insert(Relation rel, HeapTuple *tuples, int n);
+
+/*
+ * An index of ours may be of those rows only in which a column is not null:
+ * that column; 0: its predicate, if it has one, is another.
+ */
+extern AttrNumber accord_db_required_column(const IndexInfo *info);
 
 /* Who owns our tables: what we do on a user's behalf is done as this role. */
 extern Oid	accord_db_owner(void);

@@ -762,12 +762,36 @@ accord_image_compare(const AccordImage *image, const Datum *old_values,
 }
 
 char	   *
-accord_image_text(Jsonb *row, const char *column)
+accord_image_text(Jsonb *object, const char *column)
 {
 	JsonbValue	found;
 
-	if (getKeyJsonValueFromContainer(&row->root, column, strlen(column),
+	if (getKeyJsonValueFromContainer(&object->root, column, strlen(column),
 									 &found) == NULL)
 		return NULL;
 	return accord_json_text(&found);
+}
+
+char	   *
+accord_image_column_text(const AccordImage *image, int i, Jsonb *object,
+						 const Datum *values, const bool *nulls)
+{
+	const ImageColumn *column = &image->columns[i];
+	Datum		value = values[column->index];
+
+	if (nulls[column->index])
+		return NULL;
+	switch (column->type.kind)
+	{
+		case IMAGE_INT2:
+			return psprintf("%d", DatumGetInt16(value));
+		case IMAGE_INT4:
+			return psprintf("%d", DatumGetInt32(value));
+		case IMAGE_INT8:
+			return psprintf(INT64_FORMAT, DatumGetInt64(value));
+		case IMAGE_TEXT:
+			return TextDatumGetCString(value);
+		default:
+			return accord_image_text(object, column->name);
+	}
 }

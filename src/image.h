@@ -45,9 +45,14 @@ extern int	accord_image_compare(const AccordImage *image,
 								 const bool *new_nulls, bool *changed);
 
 /*
- * A member of an image as text, as ->> gives it; NULL when it is null. The
+ * A member of an object as text, as ->> gives it; NULL when it is null. The
  * result is palloc'd.
  */
-extern char *accord_image_text(Jsonb *row, const char *column);
+extern char *accord_image_text(Jsonb *object, const char *column);
+
+/* The same for the i-th of the image's columns, given the row as well. */
+extern char *accord_image_column_text(const AccordImage *image, int i,
+									  Jsonb *object, const Datum *values,
+									  const bool *nulls);
 
 #endif							/* ACCORD_IMAGE_H */

@@ -24,6 +24,7 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_trigger.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/extension.h"
@@ -35,6 +36,7 @@
 #include "utils/syscache.h"
 
 #include "accord.h"
+#include "captured.h"
 #include "compat.h"
 #include "db.h"
 #include "lifecycle.h"
@@ -179,8 +181,13 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 
 	if (!OidIsValid(database))
 	{
+		bool		concerned = accord_captured_concerns(pstmt->utilityStmt);
+
+		if (concerned)
+			accord_captured_follow(true);
 		process_next(pstmt, query_string, read_only_tree, context, params,
 					 query_env, dest, completion);
+		accord_captured_follow(concerned);
 		wake_for_prepared(pstmt->utilityStmt);
 		return;
 	}
@@ -205,6 +212,8 @@ notice_access(ObjectAccessType access, Oid class_id, Oid object_id,
 {
 	if (next_object_access != NULL)
 		next_object_access(access, class_id, object_id, sub_id, arg);
+	if (access == OAT_DROP && class_id == TriggerRelationId)
+		accord_captured_note_drop(object_id);
 	if (access == OAT_DROP && class_id == ExtensionRelationId)
 	{
 		char	   *name = get_extension_name(object_id);

@@ -26,8 +26,6 @@
  */
 #include "postgres.h"
 
-#include "access/heapam.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "commands/trigger.h"
@@ -45,6 +43,7 @@
 #include "utils/uuid.h"
 
 #include "accord.h"
+#include "append.h"
 #include "db.h"
 #include "digest.h"
 #include "guc.h"
@@ -251,8 +250,6 @@ bool
 accord_log_append(Datum *values, bool *nulls)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Relation	rel;
-	HeapTuple	tuple;
 	AccordHash	digest;
 
 	join_transaction();
@@ -277,12 +274,7 @@ accord_log_append(Datum *values, bool *nulls)
 #undef SET
 	digest_event(values, nulls, &digest);
 
-	rel = table_open(accord_db_slot_relid("event_log", tx.slot),
-					 RowExclusiveLock);
-	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-	accord_db_insert(rel, &tuple, 1);
-	heap_freetuple(tuple);
-	table_close(rel, NoLock);
+	accord_append_row("event_log", tx.slot, values, nulls);
 	remember_savepoint();
 	accord_frontier_add(&tx.events, &digest);
 	note_captured(values, nulls);
@@ -340,9 +332,6 @@ insert_commit_row(int64 seq)
 	bool		nulls[ACCORD_COMMIT_COLUMNS] = {0};
 	bytea	   *digest = palloc(VARHDRSZ + ACCORD_HASH_BYTES);
 	AccordHash	events;
-	Relation	rel = table_open(accord_db_slot_relid("commit_log", tx.slot),
-								 RowExclusiveLock);
-	HeapTuple	tuple;
 
 #define SET(column, value) (values[(column) - 1] = (value))
 #define SET_TEXT(column, value) \
@@ -369,9 +358,7 @@ insert_commit_row(int64 seq)
 #undef SET_TEXT
 #undef SET
 
-	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-	accord_db_insert(rel, &tuple, 1);
-	table_close(rel, NoLock);
+	accord_append_row("commit_log", tx.slot, values, nulls);
 }
 
 /*

@@ -62,6 +62,10 @@ INSERT INTO expected VALUES
         key_columns text[] not null, columns text[], excluded text[], condition text, account_column text, on_truncate
         text not null default ''events''::text, captured_at timestamptz not null default now(), released_at timestamptz,
         since_slot smallint, since_tx_id bigint, since_at timestamptz'),
+    ('captured_baseline', 'table_id integer not null, partition oid, file oid, block bigint not null default 0, events
+        bigint not null default 0, started_at timestamptz not null default now(), finished_at timestamptz'),
+    ('captured_shape', 'table_id integer not null, version integer not null, tx_id bigint not null, ord integer not null,
+        relation oid not null, columns jsonb not null, recorded_at timestamptz not null default now()'),
     ('checkpoint', 'position bigint not null, recorded_at timestamptz not null'),
     ('commit_log', 'seq bigint not null, tx_id bigint not null, committed_at timestamptz not null, role oid not null,
         events integer not null, slot smallint not null, digest bytea not null, actor text, application_name text, client_addr
@@ -198,6 +202,7 @@ INSERT INTO expected_function VALUES
         timestamptz, OUT error text) SETOF record'),
     ('capture(relation regclass, topic text, key_columns text[], columns text[], excluded text[], condition text,
         account_column text, on_truncate text) integer'),
+    ('baseline(relation regclass, max bigint) bigint'),
     ('release(relation regclass) boolean'),
     ('history(relation regclass, key anycompatible, OUT seq bigint, OUT committed_at timestamptz, OUT op text, OUT
         changes jsonb, OUT actor text, OUT reason text, OUT role text, OUT source text, OUT correlation_id text, OUT
@@ -224,6 +229,7 @@ INSERT INTO expected_function VALUES
     ('row_of(base anyelement, image jsonb) anyelement'),
     ('captured_id(relation regclass) integer'),
     ('captured_relation(id integer) regclass'),
+    ('reshape(image jsonb, table_id integer, seq bigint, ord integer) jsonb'),
     ('row_key(VARIADIC parts text[]) text'),
     ('expand(template text, variables jsonb) text'),
     ('grant_writer(role regrole) void'),
@@ -327,6 +333,7 @@ CREATE TEMPORARY VIEW writer_may (name, privilege) AS
     VALUES ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('owed', 'EXECUTE'), ('expand', 'EXECUTE'),
            ('poll', 'EXECUTE'), ('advance', 'EXECUTE'), ('rewind', 'EXECUTE'), ('seq_at', 'EXECUTE'),
            ('row_key', 'EXECUTE'), ('capture', 'EXECUTE'), ('release', 'EXECUTE'),
+           ('baseline', 'EXECUTE'),
            ('outbox_event_id', 'EXECUTE'), ('receive', 'EXECUTE'), ('receive_batch', 'EXECUTE');
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
@@ -335,8 +342,8 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                         'idempotency_key', 'idempotency_scope', 'inbox', 'source', 'secret.name', 'secret.updated_at']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE'
     UNION ALL VALUES ('ring_slots', 'EXECUTE')
-    UNION ALL SELECT 'captured', 'SELECT'
-    UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation']), 'EXECUTE'
+    UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['as_of', 'row_as_of', 'history', 'blame', 'diff', 'point_seq', 'seq_at', 'oldest_seq', 'row_of',
                                   'history_table', 'key_of', 'image_of', 'row_events', 'commit_events', 'changes',
@@ -380,7 +387,7 @@ SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor read
 FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                   'rate_limit', 'paused', 'outbox', 'backlog',
                   'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity',
-                  'idempotency_key', 'captured', 'mark_log', 'marks']) name;
+                  'idempotency_key', 'captured', 'captured_shape', 'captured_baseline', 'mark_log', 'marks']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
 SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');
 SELECT throws_ok($$SELECT value FROM accord.secret$$, '42501', NULL, 'not their values');
