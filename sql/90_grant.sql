@@ -69,6 +69,10 @@ BEGIN
                    'accord.changes(text, jsonb, jsonb), accord.state_before(text, jsonb, jsonb), '
                    'accord.state_after(text, jsonb), accord.diff_seq(regclass, text, bigint, bigint), '
                    'accord.seq_of(smallint, bigint), accord.equality(regtype) TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.managed, accord.policy, accord.row_state, accord.conflict_log, accord.change_log, '
+                   'accord.conflict TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.explain(regclass, text, text), accord.row_now(regclass, text), '
+                   'accord.clock_time(bigint) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_auditor(regrole) IS 'grants reading of everything but the values of secrets';
@@ -92,6 +96,10 @@ BEGIN
                    'accord.resume(text, text, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
                    'accord.check_verify(jsonb), accord.check_mapping(jsonb), accord.check_mapping_function(text, text) TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.mark(text, text) TO %s', role);
+    -- all but override() look at the table's owner
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.manage(regclass, text[]), accord.unmanage(regclass), '
+                   'accord.set_policy(regclass, text, text, jsonb, text), accord.drop_policy(regclass, text, text), '
+                   'accord.override(bigint, text) TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard() and adopt(), besides what writers and auditors may';

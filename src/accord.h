@@ -15,6 +15,7 @@
 #define ACCORD_ATTEMPT_SLOTS 8	/* partitions of attempt_log */
 #define ACCORD_BACKLOG_SLOTS 4	/* partitions of backlog_log and cursor_log */
 #define ACCORD_KEY_SLOTS 4		/* partitions of inbox and idempotency_key */
+#define ACCORD_CONFLICT_SLOTS 8 /* partitions of conflict_log and change_log */
 #define ACCORD_MAX_DISPATCHERS 16	/* position sequences made at CREATE
 									 * EXTENSION */
 

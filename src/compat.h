@@ -10,6 +10,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
+#include "utils/jsonb.h"
 
 #if PG_VERSION_NUM < 150000
 #error "pg_accord needs PostgreSQL 15 or newer"
@@ -116,5 +117,31 @@ accord_unicode_to_server(pg_wchar c, unsigned char *buffer)
 	return converted;
 }
 #endif
+
+/* 19 keeps what is being built of a jsonb, and the result, in one struct. */
+#if PG_VERSION_NUM >= 190000
+typedef JsonbInState AccordJsonbState;
+#define accord_jsonb_push(state, token, value) \
+	pushJsonbValue((state), (token), (value))
+#else
+typedef struct AccordJsonbState
+{
+	JsonbParseState *parseState;
+	JsonbValue *result;
+} AccordJsonbState;
+static inline void
+accord_jsonb_push(AccordJsonbState *state, JsonbIteratorToken token,
+				  JsonbValue *value)
+{
+	state->result = pushJsonbValue(&state->parseState, token, value);
+}
+#endif
+
+static inline bool
+accord_jsonb_in_object(AccordJsonbState *state)
+{
+	return state->parseState != NULL &&
+		state->parseState->contVal.type == jbvObject;
+}
 
 #endif							/* ACCORD_COMPAT_H */

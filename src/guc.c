@@ -31,6 +31,8 @@ char	   *accord_actor = NULL;
 char	   *accord_reason = NULL;
 char	   *accord_correlation_id = NULL;
 char	   *accord_source = NULL;
+bool		accord_override = false;
+char	   *accord_node_name = NULL;
 
 bool		accord_dispatch = true;
 int			accord_dispatchers = 1;
@@ -50,6 +52,7 @@ char	   *accord_allowed_networks = NULL;
 char	   *accord_ca_file = NULL;
 char	   *accord_secret_key_file = NULL;
 char	   *accord_secret_key_command = NULL;
+int			accord_conflict_retention = 90 * MINUTES_PER_DAY;
 int			accord_max_databases = 64;
 int			accord_max_endpoints = 16384;
 
@@ -93,6 +96,12 @@ define_session_settings(void)
 							   "events.",
 							   &accord_correlation_id, "",
 							   PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("accord.override",
+							 "Whether the session's own writes win over the "
+							 "policies of managed tables.",
+							 "Needs accord.reason, which is kept.",
+							 &accord_override, false,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("accord.reason",
 							   "Why the changes are made.",
 							   "Recorded with every transaction that writes "
@@ -222,6 +231,27 @@ define_secret_settings(void)
 							   NULL, NULL, NULL);
 }
 
+/* Under which name others know this database. */
+static void
+define_conflict_settings(void)
+{
+	DefineCustomIntVariable("accord.conflict_retention",
+							"How long conflicts, and the changes of managed "
+							"tables, are kept, at least.",
+							NULL,
+							&accord_conflict_retention, 90 * MINUTES_PER_DAY,
+							0, MAX_MINUTES,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomStringVariable("accord.node_name",
+							   "What this database is called as a source "
+							   "elsewhere.",
+							   "It breaks ties between changes made at the "
+							   "same microsecond, and stands for the "
+							   "application in orders of priority.",
+							   &accord_node_name, "",
+							   PGC_SIGHUP, 0, NULL, NULL, NULL);
+}
+
 /* What is kept for how long. */
 static void
 define_retention_settings(void)
@@ -277,6 +307,7 @@ accord_guc_init(bool (*networks_valid) (const char *list))
 	define_dispatch_settings();
 	define_network_settings();
 	define_secret_settings();
+	define_conflict_settings();
 	define_retention_settings();
 	MarkGUCPrefixReserved("accord");
 }

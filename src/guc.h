@@ -11,6 +11,7 @@ extern char *accord_actor;		/* who, as the application knows them */
 extern char *accord_reason;		/* why */
 extern char *accord_correlation_id; /* part of what */
 extern char *accord_source;		/* from whom the changes came */
+extern bool accord_override;	/* own writes win over policies */
 
 /* for the workers */
 extern bool accord_dispatch;	/* whether anything is sent at all */
@@ -30,6 +31,8 @@ extern int	accord_attempt_retention;	/* minutes an attempt is kept */
 extern int	accord_consumer_max_lag;	/* minutes the log is kept for a
 										 * consumer */
 extern int	accord_idempotency_retention;	/* minutes a key is kept */
+extern int	accord_conflict_retention;	/* minutes a conflict is kept */
+extern char *accord_node_name;	/* this database as a source elsewhere */
 extern char *accord_allowed_networks;	/* private networks that may be called */
 extern char *accord_ca_file;	/* certificates to trust, else the system's */
 extern char *accord_secret_key_file;	/* keys that seal accord.secret */

@@ -24,6 +24,7 @@
 
 #include "accord.h"
 #include "board.h"
+#include "clock.h"
 #include "compat.h"
 #include "shmem.h"
 
@@ -68,8 +69,9 @@ request_shmem(void)
 	if (next_shmem_request_hook)
 		next_shmem_request_hook();
 	RequestAddinShmemSpace(add_size(floors_size(), accord_places_size()));
-	RequestAddinShmemSpace(accord_board_size());
-	RequestNamedLWLockTranche("pg_accord", 1);
+	RequestAddinShmemSpace(add_size(accord_board_size(),
+									accord_clock_size()));
+	RequestNamedLWLockTranche("pg_accord", 2);
 }
 
 static void
@@ -91,6 +93,7 @@ start_shmem(void)
 	}
 	accord_places_start(&GetNamedLWLockTranche("pg_accord")->lock);
 	accord_board_start();
+	accord_clock_start(&GetNamedLWLockTranche("pg_accord")[1].lock);
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -137,6 +137,23 @@ INSERT INTO expected VALUES
         text, last_error_at timestamptz'),
     ('timeline', 'event_id uuid, topic text, key text, at timestamptz, channel text, account text, step text,
         attempt integer, status smallint, duration_ms real, detail text, seq bigint, ord integer');
+INSERT INTO expected VALUES
+    ('managed', 'id integer not null identity, relation regclass not null, key_columns text[] not null, managed_at
+        timestamptz not null default now()'),
+    ('policy', 'managed integer not null, column_name text not null, version integer not null, strategy text, options
+        jsonb not null default ''{}''::jsonb, owner text not null, set_at timestamptz not null default now(), actor
+        text, reason text'),
+    ('row_state', 'managed integer not null, key text not null, state jsonb not null, kept jsonb'),
+    ('conflict_log', 'conflict_id bigint not null, recorded_at timestamptz not null, winner_at timestamptz, loser_at
+        timestamptz, managed integer not null, slot smallint not null, key text not null, column_name text, rule text
+        not null, held boolean not null, winner_source text, winner_event text, loser_source text, loser_event text,
+        loser_revision numeric, winner jsonb, loser jsonb, reason text'),
+    ('change_log', 'recorded_at timestamptz not null, clock timestamptz not null, managed integer not null, slot
+        smallint not null, key text not null, op text not null, source text, event_id text, revision numeric, changes
+        jsonb, base jsonb, before jsonb, is_override boolean not null'),
+    ('conflict', 'conflict_id bigint, recorded_at timestamptz, relation regclass, key text, column_name text, rule text,
+        state text, winner_source text, winner_event text, winner_at timestamptz, winner jsonb, loser_source text,
+        loser_event text, loser_revision numeric, loser_at timestamptz, loser jsonb, reason text');
 -- Blanks in the list above are for the eye.
 UPDATE expected
     SET columns = replace(regexp_replace(columns, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
@@ -145,18 +162,19 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT 
               $$SELECT name FROM expected WHERE name NOT IN ('http_request', 'message')$$,
               'the tables and views are those that README names');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
-              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks'], 'the views are views');
+              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks', 'conflict'], 'the views are views');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
               ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log', 'consumer_log',
-                    'inbox', 'idempotency_key'],
+                    'inbox', 'idempotency_key', 'conflict_log', 'change_log'],
               'the logs are partitioned');
 SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
               $$SELECT format('%s_%s', log, slot) FROM (VALUES ('event_log', 7), ('commit_log', 7), ('attempt_log', 7),
-                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7), ('consumer_log', 3), ('inbox', 3), ('idempotency_key', 3)) AS l (log, last), generate_series(0, last) slot$$,
+                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7), ('consumer_log', 3), ('inbox', 3), ('idempotency_key', 3), ('conflict_log', 7), ('change_log', 7)) AS l (log, last), generate_series(0, last) slot$$,
               'their rings have as many slots as README says');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
               $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
                 'consumer_slot', 'key_slot', 'inbox_slot', 'consumer_id_seq', 'captured_id_seq',
+                'managed_id_seq', 'conflict_seq', 'conflict_slot', 'clock_bound', 'clock_run',
                 'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
@@ -244,6 +262,14 @@ INSERT INTO expected_function VALUES
         numeric, op text, target regclass, account text) jsonb'),
     ('receive_batch(source text, messages jsonb) SETOF jsonb'),
     ('turn_rings(force boolean) void');
+INSERT INTO expected_function VALUES
+    ('manage(relation regclass, key_columns text[]) integer'),
+    ('unmanage(relation regclass) void'),
+    ('set_policy(relation regclass, column_name text, strategy text, options jsonb, reason text) integer'),
+    ('drop_policy(relation regclass, column_name text, reason text) integer'),
+    ('explain(relation regclass, key text, "column" text) TABLE(column_name text, verdict text, value jsonb, source
+        text, event_id text, occurred_at timestamptz, revision numeric, rule text, conflict_id bigint)'),
+    ('override(conflict bigint, reason text, OUT applied jsonb, OUT "row" jsonb) record');
 UPDATE expected_function
     SET signature = replace(regexp_replace(signature, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
 SELECT set_eq($$SELECT signature FROM function WHERE comment !~ '^(internal|trigger): '$$,
@@ -342,6 +368,8 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                         'idempotency_key', 'idempotency_scope', 'inbox', 'source', 'secret.name', 'secret.updated_at']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE'
     UNION ALL VALUES ('ring_slots', 'EXECUTE')
+    UNION ALL SELECT unnest(ARRAY['managed', 'policy', 'row_state', 'conflict_log', 'change_log', 'conflict']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['explain', 'row_now', 'clock_time']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
@@ -357,6 +385,7 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT 'archive.' || c, p FROM unnest(ARRAY['log', 'function', 'owner', 'enabled', 'description']) c,
                                         unnest(ARRAY['INSERT', 'UPDATE']) p
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
+    UNION SELECT unnest(ARRAY['manage', 'unmanage', 'set_policy', 'drop_policy', 'override']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping',
                               'check_mapping_function']), 'EXECUTE';
 SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,

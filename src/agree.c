@@ -1,0 +1,675 @@
+/*
+ * agree.c: the application's own writes of managed tables are changes, too.
+ *
+ * Runs in the application's backends, as triggers that accord.manage()
+ * attaches: before a row is written, to see whether the write would lose by
+ * the policy; after it was, to stamp it. Enabled for writes of origin only:
+ * rows that come by logical replication were stamped where they were made.
+ *
+ * The application has seen what it writes over, and its clock is past all
+ * that was received. So under most policies it wins, and a write costs one
+ * statement on row_state and one row of change_log. Under the others (rank,
+ * owner, first, max, min, state, ...) the policy says what becomes of a write
+ * that would lose: it raises, the winner is kept, or it overrides, with a
+ * reason.
+ *
+ * Invariants
+ *   - What resolve.c writes is not stamped here: it knows the row it is
+ *     writing (accord_store_writing()), in C, where no user can say so.
+ *   - What the table holds after a write is what its registers say: what the
+ *     row got in spite of the policy is an override.
+ *
+ * On failure the statement raises and the transaction decides.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "accord.h"
+#include "clock.h"
+#include "guc.h"
+#include "rowkey.h"
+#include "store.h"
+
+PG_FUNCTION_INFO_V1(accord_agree_before);
+PG_FUNCTION_INFO_V1(accord_agree_after);
+PG_FUNCTION_INFO_V1(accord_agree_truncate);
+PG_FUNCTION_INFO_V1(accord_restamp);
+
+/* A row at hand, taken apart. */
+typedef struct Row
+{
+	AccordManaged *managed;
+	Datum	   *values;
+	bool	   *nulls;
+	char	   *key;
+} Row;
+
+static void
+take_apart(AccordManaged *managed, Relation rel, HeapTuple tuple, Row *row)
+{
+	bool	   *wanted = palloc0(managed->n_columns * sizeof(bool));
+	char	   *parts[INDEX_MAX_KEYS];
+	Jsonb	   *image;
+
+	row->managed = managed;
+	row->values = palloc(managed->natts * sizeof(Datum));
+	row->nulls = palloc(managed->natts * sizeof(bool));
+	heap_deform_tuple(tuple, RelationGetDescr(rel), row->values, row->nulls);
+	for (int i = 0; i < managed->n_keys; i++)
+		wanted[managed->columns[managed->keys[i]].image_index] = true;
+	image = accord_image_build(managed->image, row->values, row->nulls,
+							   wanted);
+	for (int i = 0; i < managed->n_keys; i++)
+		parts[i] = accord_image_text(image,
+									 managed->columns[managed->keys[i]].name);
+	row->key = accord_rowkey_make(managed->n_keys, parts);
+	if (row->key == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NOT_NULL_VIOLATION),
+				 errmsg("a row of managed table %s has no key", managed->name),
+				 errhint("Give the columns of its key.")));
+}
+
+/* Of these columns (by the image); NULL: all. */
+static Jsonb *
+image_of(const Row *row, const bool *wanted)
+{
+	return accord_image_build(row->managed->image, row->values, row->nulls,
+							  wanted);
+}
+
+static Jsonb *
+column_of(Jsonb *image, const AccordColumn *column)
+{
+	Jsonb	   *value = accord_value_member(image, column->name);
+
+	return accord_value_is_null(value) ? NULL : value;
+}
+
+/* Which columns differ, by the image; the keys and generated ones aside. */
+static int
+changed_columns(const Row *old_row, const Row *new_row, bool *changed)
+{
+	AccordManaged *managed = old_row->managed;
+	int			n = 0;
+
+	accord_image_compare(managed->image, old_row->values, old_row->nulls,
+						 new_row->values, new_row->nulls, changed);
+	for (int i = 0; i < managed->n_columns; i++)
+	{
+		const AccordColumn *column = &managed->columns[i];
+
+		if (column->is_key || column->is_generated)
+			changed[column->image_index] = false;
+		n += changed[column->image_index];
+	}
+	return n;
+}
+
+static AccordIncoming
+local_change(const AccordStamp *stamp, Jsonb *value, Jsonb *base,
+			 bool has_base)
+{
+	AccordIncoming in;
+
+	memset(&in, 0, sizeof(in));
+	in.stamp = *stamp;
+	in.value = in.raw = value;
+	in.base = base;
+	in.has_base = has_base;
+	in.creates = !has_base;
+	in.is_local = true;
+	in.op = has_base ? "update" : "insert";
+	return in;
+}
+
+/* ---- before: would it lose? ---------------------------------------------- */
+
+static bool
+is_override(const AccordPolicy *policy)
+{
+	return accord_override || policy->on_local == ACCORD_LOCAL_OVERRIDE;
+}
+
+static void
+require_reason(const AccordColumn *column)
+{
+	if (accord_reason == NULL || accord_reason[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION),
+				 errmsg("overriding the policy of column \"%s\" needs a "
+						"reason", column->name),
+				 errhint("SET LOCAL accord.reason = 'why'.")));
+}
+
+static void
+refuse(const AccordManaged *managed, const AccordColumn *column,
+	   const AccordVerdict *verdict, const AccordRegister *r)
+{
+	const char *by = r->won.source == NULL ? "the application" : r->won.source;
+
+	ereport(ERROR,
+			(errcode(ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION),
+			 errmsg("column \"%s\" of table %s cannot be changed: by its "
+					"policy \"%s\" what %s said stands", column->name,
+					managed->name, verdict->rule, by),
+			 errhint("Set accord.override and accord.reason to change it all "
+					 "the same, or set on_local in its policy.")));
+}
+
+/* A write of which nothing comes to be in the row is a change all the same. */
+static void
+log_refused(const AccordEntity *entity, const AccordColumn *column,
+			Jsonb *value, const AccordStamp *stamp, const char *key)
+{
+	AccordRowChange change;
+	Jsonb	   *objects[2];
+
+	for (int i = 0; i < 2; i++)
+	{
+		AccordBuild build;
+
+		accord_build_begin(&build);
+		accord_build_object(&build);
+		accord_build_key(&build, column->name);
+		accord_build_value(&build, i == 0 ? value :
+						   entity->values[column - entity->managed->columns]);
+		accord_build_end_object(&build);
+		objects[i] = accord_build_done(&build);
+	}
+	memset(&change, 0, sizeof(change));
+	change.op = ACCORD_CHANGE_UPDATE;
+	change.stamp = *stamp;
+	change.changes = objects[0];
+	change.base = objects[1];
+	accord_store_log_change(entity->managed, key, &change, objects[1]);
+}
+
+/*
+ * What the policy makes of a new value: false, the value may be written; else
+ * what is to be written instead.
+ */
+static bool
+judge_column(AccordEntity *entity, int i, Jsonb *value, bool is_insert,
+			 const AccordStamp *stamp, const char *key, Jsonb **instead)
+{
+	AccordColumn *column = &entity->managed->columns[i];
+	AccordRegister r = entity->registers[i];
+	Jsonb	   *result = entity->values[i];
+	AccordIncoming in = local_change(stamp, value, result, !is_insert);
+	AccordConflict conflict;
+
+	conflict.column = i;
+	accord_merge_column(entity->managed, i, &r, &result, &in,
+						&conflict.verdict);
+	if (accord_value_equal(result, value))
+		return false;
+	*instead = result;
+	/* merged with what is there, such as a set */
+	if (conflict.verdict.took && !conflict.verdict.conflict)
+		return true;
+	if (is_override(column->policy))
+	{
+		require_reason(column);
+		return false;
+	}
+	if (!is_insert && column->policy->on_local == ACCORD_LOCAL_RAISE)
+		refuse(entity->managed, column, &conflict.verdict,
+			   &entity->registers[i]);
+	if (!conflict.verdict.conflict)
+	{
+		conflict.verdict.conflict = true;
+		conflict.verdict.winner = result;
+		conflict.verdict.winner_stamp = r.won;
+		conflict.verdict.loser = value;
+		conflict.verdict.loser_stamp = *stamp;
+	}
+	accord_store_log_conflict(entity->managed, key, &conflict);
+	log_refused(entity, column, value, stamp, key);
+	return true;
+}
+
+/* What is kept of a row, for a write of the application's. */
+static AccordEntity *
+lock_entity(AccordManaged *managed, const char *key, Jsonb *old_image,
+			bool *is_new)
+{
+	AccordEntity *entity = accord_register_new(managed);
+	AccordKept	kept;
+
+	accord_store_lock(managed, key, &kept);
+	accord_register_read(entity, kept.state);
+	accord_register_set_row(entity, old_image != NULL ? old_image :
+							kept.values);
+	*is_new = kept.is_new;
+	return entity;
+}
+
+static HeapTuple
+judge_row(AccordManaged *managed, Relation rel, HeapTuple old_tuple,
+		  HeapTuple new_tuple)
+{
+	bool		changed[MaxTupleAttributeNumber];
+	Row			old_row;
+	Row			new_row;
+	AccordEntity *entity;
+	AccordStamp stamp;
+	Jsonb	   *image;
+	bool		is_insert = old_tuple == NULL;
+	bool		is_new;
+	bool		modified = false;
+
+	take_apart(managed, rel, new_tuple, &new_row);
+	if (accord_store_writing(managed->relid, new_row.key))
+		return new_tuple;
+	memset(changed, true, sizeof(changed));
+	if (!is_insert)
+	{
+		take_apart(managed, rel, old_tuple, &old_row);
+		/* to another key: an insert, and judged when it is stamped */
+		if (strcmp(old_row.key, new_row.key) != 0 ||
+			changed_columns(&old_row, &new_row, changed) == 0)
+			return new_tuple;
+	}
+	entity = lock_entity(managed, new_row.key,
+						 is_insert ? NULL : image_of(&old_row, NULL), &is_new);
+	/* a row that is there already: the insert fails, or becomes an update */
+	if (is_insert && (is_new || accord_register_alive(entity)))
+		is_new = true;
+	if (is_insert && is_new && entity->life.inserted)
+		return new_tuple;
+	stamp = accord_register_stamp(accord_clock_next(), NULL, NULL, NULL);
+	image = image_of(&new_row, NULL);
+	for (int i = 0; i < managed->n_columns; i++)
+	{
+		AccordColumn *column = &managed->columns[i];
+		Jsonb	   *instead;
+
+		if (column->is_key || column->is_generated ||
+			!changed[column->image_index] ||
+			!judge_column(entity, i, column_of(image, column), is_insert,
+						  &stamp, new_row.key, &instead))
+			continue;
+		new_row.values[column->index] =
+			accord_policy_datum(column, instead, &new_row.nulls[column->index]);
+		modified = true;
+	}
+	if (!modified)
+		return new_tuple;
+	return heap_form_tuple(RelationGetDescr(rel), new_row.values,
+						   new_row.nulls);
+}
+
+static AccordManaged *
+managed_of(FunctionCallInfo fcinfo)
+{
+	TriggerData *data = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		elog(ERROR, "a trigger function of pg_accord was not called by a trigger");
+	return accord_policy_require(RelationGetRelid(data->tg_relation));
+}
+
+Datum
+accord_agree_before(PG_FUNCTION_ARGS)
+{
+	TriggerData *data = (TriggerData *) fcinfo->context;
+	AccordManaged *managed = managed_of(fcinfo);
+	bool		is_insert = TRIGGER_FIRED_BY_INSERT(data->tg_event);
+	HeapTuple	tuple = is_insert ? data->tg_trigtuple : data->tg_newtuple;
+
+	if (managed->can_lose)
+		tuple = judge_row(managed, data->tg_relation,
+						  is_insert ? NULL : data->tg_trigtuple, tuple);
+	return PointerGetDatum(tuple);
+}
+
+/* ---- after: stamp it ----------------------------------------------------- */
+
+static void
+log_local(AccordManaged *managed, const char *key, AccordChangeOp op,
+		  const AccordStamp *stamp, Jsonb *changes, Jsonb *before)
+{
+	AccordRowChange change;
+
+	memset(&change, 0, sizeof(change));
+	change.op = op;
+	change.stamp = *stamp;
+	change.changes = changes;
+	change.base = op == ACCORD_CHANGE_UPDATE ? before : NULL;
+	change.is_override = accord_override;
+	accord_store_log_change(managed, key, &change, before);
+}
+
+/* The registers of an insert: one for all columns, and the row's life. */
+static Jsonb *
+insert_registers(int64 clock)
+{
+	AccordBuild build;
+
+	accord_build_begin(&build);
+	accord_build_object(&build);
+	accord_build_key(&build, "");
+	accord_build_array(&build);
+	accord_build_int(&build, clock);
+	accord_build_end_array(&build);
+	accord_build_key(&build, "*");
+	accord_build_array(&build);
+	accord_build_int(&build, clock);
+	accord_build_end_array(&build);
+	accord_build_end_object(&build);
+	return accord_build_done(&build);
+}
+
+/* The registers of the columns that an update changed. */
+static Jsonb *
+update_registers(Jsonb *before, const AccordStamp *stamp)
+{
+	AccordValueScan scan;
+	AccordBuild build;
+
+	accord_build_begin(&build);
+	accord_build_object(&build);
+	accord_value_scan(&scan, before);
+	while (accord_value_next(&scan))
+	{
+		AccordRegister r;
+
+		memset(&r, 0, sizeof(r));
+		r.won = *stamp;
+		r.has_base = true;
+		r.base = accord_value_hash(scan.value);
+		r.epoch = ACCORD_CLOCK_NONE;
+		accord_build_key(&build, scan.name);
+		accord_register_build(&build, &r);
+	}
+	accord_build_end_object(&build);
+	return accord_build_done(&build);
+}
+
+/*
+ * The application gave this value, and it is in the row: merged where that
+ * gives it, else it is an override, of which the old winner is the loser.
+ */
+static void
+settle_column(AccordEntity *entity, int i, Jsonb *value, bool is_insert,
+			  const AccordStamp *stamp, const char *key)
+{
+	AccordRegister r = entity->registers[i];
+	Jsonb	   *result = entity->values[i];
+	AccordIncoming in = local_change(stamp, value, result, !is_insert);
+	AccordConflict conflict;
+
+	accord_merge_column(entity->managed, i, &r, &result, &in,
+						&conflict.verdict);
+	if (!accord_value_equal(result, value))
+	{
+		conflict.column = i;
+		conflict.verdict.rule = "override";
+		conflict.verdict.held = false;
+		conflict.verdict.winner = value;
+		conflict.verdict.winner_stamp = *stamp;
+		conflict.verdict.loser = entity->values[i];
+		conflict.verdict.loser_stamp = entity->registers[i].won;
+		accord_store_log_conflict(entity->managed, key, &conflict);
+		r = entity->registers[i];
+		result = entity->values[i];
+		in.is_override = true;
+		accord_merge_column(entity->managed, i, &r, &result, &in,
+							&conflict.verdict);
+	}
+	entity->registers[i] = r;
+	entity->values[i] = value;
+}
+
+/* Where a write can lose, what is kept is merged, not replaced. */
+static void
+settle_row(const Row *row, Jsonb *old_image, const bool *changed,
+		   const AccordStamp *stamp)
+{
+	AccordManaged *managed = row->managed;
+	bool		is_insert = old_image == NULL;
+	bool		is_new;
+	AccordEntity *entity = lock_entity(managed, row->key, old_image, &is_new);
+	Jsonb	   *image = image_of(row, NULL);
+
+	for (int i = 0; i < managed->n_columns; i++)
+	{
+		const AccordColumn *column = &managed->columns[i];
+
+		if (column->is_key || column->is_generated ||
+			(changed != NULL && !changed[column->image_index]))
+			continue;
+		settle_column(entity, i, column_of(image, column), is_insert, stamp,
+					  row->key);
+	}
+	if (is_insert)
+		entity->life.insert = *stamp;
+	else if (!entity->life.inserted)
+		entity->life.insert = accord_register_stamp(ACCORD_CLOCK_NONE, NULL,
+													NULL, NULL);
+	entity->life.inserted = true;
+	accord_store_keep(managed, row->key, accord_register_write(entity), NULL);
+}
+
+static void
+stamp_insert(const Row *row, const AccordStamp *stamp)
+{
+	AccordManaged *managed = row->managed;
+	Jsonb	   *image = image_of(row, NULL);
+
+	if (managed->can_lose)
+		settle_row(row, NULL, NULL, stamp);
+	else
+		accord_store_stamp(managed, row->key, insert_registers(stamp->clock),
+						   stamp->clock, image);
+	log_local(managed, row->key, ACCORD_CHANGE_INSERT, stamp, image, NULL);
+}
+
+static void
+stamp_delete(const Row *row, const AccordStamp *stamp)
+{
+	Jsonb	   *image = image_of(row, NULL);
+	bool		is_new;
+	AccordEntity *entity = lock_entity(row->managed, row->key, image, &is_new);
+	AccordLife *life = &entity->life;
+
+	if (!life->inserted)
+	{
+		life->inserted = true;
+		life->insert = accord_register_stamp(ACCORD_CLOCK_NONE, NULL, NULL,
+											 NULL);
+	}
+	life->deleted = true;
+	life->remove = *stamp;
+	life->seen = Max(life->seen, accord_register_latest(entity).clock);
+	accord_store_keep(row->managed, row->key, accord_register_write(entity),
+					  image);
+	log_local(row->managed, row->key, ACCORD_CHANGE_DELETE, stamp, NULL,
+			  image);
+}
+
+static void
+stamp_update(const Row *old_row, const Row *new_row, const AccordStamp *stamp)
+{
+	AccordManaged *managed = old_row->managed;
+	bool		changed[MaxTupleAttributeNumber];
+	Jsonb	   *before;
+
+	if (strcmp(old_row->key, new_row->key) != 0)
+	{
+		stamp_delete(old_row, stamp);
+		stamp_insert(new_row, stamp);
+		return;
+	}
+	if (changed_columns(old_row, new_row, changed) == 0)
+		return;
+	before = image_of(old_row, changed);
+	if (managed->can_lose)
+		settle_row(new_row, image_of(old_row, NULL), changed, stamp);
+	else
+		accord_store_stamp(managed, new_row->key,
+						   update_registers(before, stamp),
+						   ACCORD_CLOCK_NONE, before);
+	log_local(managed, new_row->key, ACCORD_CHANGE_UPDATE, stamp,
+			  image_of(new_row, changed), before);
+}
+
+Datum
+accord_agree_after(PG_FUNCTION_ARGS)
+{
+	TriggerData *data = (TriggerData *) fcinfo->context;
+	AccordManaged *managed = managed_of(fcinfo);
+	Relation	rel = data->tg_relation;
+	AccordStamp stamp;
+	Row			row;
+	Row			new_row;
+
+	take_apart(managed, rel, data->tg_trigtuple, &row);
+	if (accord_store_writing(managed->relid, row.key))
+		return PointerGetDatum(NULL);
+	stamp = accord_register_stamp(accord_clock_next(), NULL, NULL, NULL);
+	accord_clock_publish(managed->relid, stamp.clock);
+	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
+		stamp_insert(&row, &stamp);
+	else if (TRIGGER_FIRED_BY_DELETE(data->tg_event))
+		stamp_delete(&row, &stamp);
+	else
+	{
+		take_apart(managed, rel, data->tg_newtuple, &new_row);
+		stamp_update(&row, &new_row, &stamp);
+	}
+	return PointerGetDatum(NULL);
+}
+
+/* BEFORE TRUNCATE: every row is deleted, as far as what is kept goes. */
+Datum
+accord_agree_truncate(PG_FUNCTION_ARGS)
+{
+	TriggerData *data = (TriggerData *) fcinfo->context;
+	AccordManaged *managed = managed_of(fcinfo);
+	AccordStamp stamp = accord_register_stamp(accord_clock_next(), NULL, NULL,
+											  NULL);
+	Portal		portal;
+
+	SPI_connect();
+	portal = SPI_cursor_open_with_args(NULL,
+									   psprintf("SELECT t.* FROM ONLY %s t",
+												managed->name),
+									   0, NULL, NULL, NULL, true, 0);
+	for (;;)
+	{
+		SPI_cursor_fetch(portal, true, 100);
+		if (SPI_processed == 0)
+			break;
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			Row			row;
+
+			take_apart(managed, data->tg_relation, SPI_tuptable->vals[i],
+					   &row);
+			stamp_delete(&row, &stamp);
+		}
+		SPI_freetuptable(SPI_tuptable);
+	}
+	SPI_cursor_close(portal);
+	SPI_finish();
+	return PointerGetDatum(NULL);
+}
+
+/* ---- what the application's write makes of what is kept ------------------ */
+
+static Jsonb *
+restamped_life(Jsonb *old, Jsonb *new)
+{
+	AccordBuild build;
+
+	accord_build_begin(&build);
+	accord_build_array(&build);
+	accord_build_value(&build, accord_value_element(new, 0));
+	accord_build_text(&build, NULL);
+	accord_build_text(&build, NULL);
+	for (int i = 3; i < accord_value_length(old); i++)
+		accord_build_value(&build, accord_value_element(old, i));
+	accord_build_end_array(&build);
+	return accord_build_done(&build);
+}
+
+/* A register in the place of another one. */
+static void
+restamp_register(AccordBuild *build, Jsonb *old, Jsonb *new, Jsonb *value)
+{
+	AccordRegister was;
+	AccordRegister now;
+
+	if (accord_value_length(old) < 4)
+	{
+		accord_build_value(build, new);
+		return;
+	}
+	accord_register_parse(&was, old);
+	accord_register_parse(&now, new);
+	accord_merge_displace(&now, &was, value);
+	accord_register_build(build, &now);
+}
+
+/*
+ * accord.restamp(state, registers, old_values): as ||, but that epochs and
+ * other sources' candidates stay; "*" takes the place of all.
+ */
+Datum
+accord_restamp(PG_FUNCTION_ARGS)
+{
+	Jsonb	   *state = PG_GETARG_JSONB_P(0);
+	Jsonb	   *registers = PG_GETARG_JSONB_P(1);
+	Jsonb	   *values = PG_GETARG_JSONB_P(2);
+	Jsonb	   *common = accord_value_member(registers, "*");
+	AccordValueScan scan;
+	AccordBuild build;
+
+	accord_build_begin(&build);
+	accord_build_object(&build);
+	accord_value_scan(&scan, state);
+	while (accord_value_next(&scan))
+	{
+		Jsonb	   *new = accord_value_member(registers, scan.name);
+
+		if (common != NULL && strcmp(scan.name, "*") == 0)
+			continue;
+		if (new != NULL && scan.name[0] == '\0')
+		{
+			accord_build_key(&build, scan.name);
+			accord_build_value(&build, restamped_life(scan.value, new));
+			continue;
+		}
+		if (new == NULL)
+			new = scan.name[0] == '\0' ? NULL : common;
+		if (new == common && common != NULL &&
+			accord_value_length(scan.value) < 4)
+			continue;
+		accord_build_key(&build, scan.name);
+		if (new == NULL)
+			accord_build_value(&build, scan.value);
+		else
+			restamp_register(&build, scan.value, new,
+							 accord_value_member(values, scan.name));
+	}
+	accord_value_scan(&scan, registers);
+	while (accord_value_next(&scan))
+	{
+		if (strcmp(scan.name, "*") != 0 &&
+			accord_value_member(state, scan.name) != NULL)
+			continue;
+		accord_build_key(&build, scan.name);
+		accord_build_value(&build, scan.value);
+	}
+	accord_build_end_object(&build);
+	PG_RETURN_POINTER(accord_build_done(&build));
+}
