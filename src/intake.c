@@ -48,9 +48,15 @@
 #define SLICE_BYTES (8 * 1024 * 1024)	/* ... and kept */
 #define AHEAD_AT_MOST 5000000	/* us that reading ahead may keep from sending */
 #define PAGES 4					/* slices that endpoints behind may read then */
+#define FEED_EVERY 20000		/* us between pages for those that have next
+								 * to nothing while memory is scarce */
 
 static TimestampTz looked_at = 0;	/* all endpoints were, and none was hungry */
 static bool look_again = false; /* somebody asked since, too early */
+static TimestampTz fed_at = 0;	/* a page was last read though memory is
+								 * scarce */
+static bool may_feed = true;	/* ... which is long enough ago */
+static bool is_starved = false; /* somebody waits for the next one */
 
 /* One event as it is routed; made once, shared by its deliveries. */
 typedef struct Routing
@@ -121,21 +127,52 @@ owe_event(Routing *routing, AccordEndpoint *endpoint, AccordRoute *route)
 }
 
 /*
+ * Pages are read until they fill three quarters of the memory, and again once
+ * a good part of that has been sent: then one reading serves many endpoints.
+ * The rest is for those that do not lag.
+ */
+static Size
+page_memory(void)
+{
+	return (Size) accord_dispatch_memory * 1024 / 4 * 3;
+}
+
+static bool
+memory_is_plenty(AccordDesk *desk)
+{
+	return desk->bytes < page_memory() / 6 * 5;
+}
+
+/* How many deliveries each endpoint may hold where memory is scarce. */
+static int
+fair_share(AccordDesk *desk)
+{
+	Size		each = desk->n_owed > 0 ? desk->bytes / desk->n_owed : 0;
+	Size		all = page_memory() / Max(each, 256);
+
+	return Max(all / Max(desk->n_active, 1), 1);
+}
+
+/*
  * Whether an endpoint that lags may read on. While its breaker is open nothing
- * is sent, but for the probe.
+ * is sent, but for the probe. Where memory is scarce, those that hold less than
+ * their share of it still may, so that none starves beside others that are slow.
  */
 static bool
 endpoint_has_room(AccordDesk *desk, AccordEndpoint *endpoint)
 {
 	AccordConnection *connection = endpoint->connection;
 
-	return !connection->paused && !endpoint->overflow &&
-		(connection->breaker.state == ACCORD_BREAKER_CLOSED ||
-		 endpoint->n_owed == 0) &&
-		endpoint->n_owed < ACCORD_QUEUE_LIMIT &&
-		!accord_endpoint_full(desk, endpoint) &&
-		(desk->bytes < (Size) accord_dispatch_memory * 1024 ||
-		 endpoint->n_owed == 0);
+	if (connection->paused || endpoint->overflow ||
+		endpoint->n_owed >= ACCORD_QUEUE_LIMIT ||
+		accord_endpoint_full(desk, endpoint))
+		return false;
+	if (endpoint->n_owed == 0)
+		return true;
+	return connection->breaker.state == ACCORD_BREAKER_CLOSED &&
+		(desk->bytes < page_memory() ||
+		 (desk->bytes < (Size) accord_dispatch_memory * 1024 &&
+		  endpoint->n_owed < fair_share(desk)));
 }
 
 /* The event is owed to an endpoint that lags: it comes to it later. */
@@ -257,15 +294,32 @@ route_event(Routing *routing)
 }
 
 /*
+ * Those that hold no more than this read on: half of what they may, so that
+ * pages are worth reading; less than that where memory is scarce, and then not
+ * all the time.
+ */
+static int
+page_threshold(AccordDesk *desk)
+{
+	return memory_is_plenty(desk) ? ACCORD_QUEUE_LIMIT / 2 :
+		fair_share(desk) / 4;
+}
+
+/*
  * Whether an endpoint has a page to read, and room for it. After a restart a
  * cursor may be ahead of the log's reader: then it waits to be overtaken.
  */
 static bool
-endpoint_is_behind(AccordDesk *desk, AccordEndpoint *endpoint)
+endpoint_is_behind(AccordDesk *desk, AccordEndpoint *endpoint, int threshold)
 {
-	return endpoint->lagging && endpoint_has_room(desk, endpoint) &&
-		endpoint->n_owed <= ACCORD_QUEUE_LIMIT / 2 &&
-		accord_point_compare(endpoint->cursor, desk->read) <= 0;
+	if (!endpoint->lagging || endpoint->n_owed > threshold ||
+		accord_point_compare(endpoint->cursor, desk->read) > 0 ||
+		!endpoint_has_room(desk, endpoint))
+		return false;
+	if (may_feed || memory_is_plenty(desk))
+		return true;
+	is_starved = true;
+	return false;
 }
 
 static void
@@ -318,13 +372,24 @@ make_room(AccordDesk *desk)
 }
 
 /*
+ * Whether a page ends here, though more of it may be read: the endpoint it is
+ * for has no more room, or memory has become scarce.
+ */
+static bool
+page_ends(AccordDesk *desk, AccordEndpoint *first, bool plenty)
+{
+	return !endpoint_has_room(desk, first) ||
+		(plenty && desk->bytes >= page_memory());
+}
+
+/*
  * Reads and routes what lies after *point up to transaction upto, at most
- * SLICE events; moves *point. True: there is more. first: it is a page, which
- * ends when this endpoint has no more room.
+ * *budget events, which are taken off it; moves *point. True: there is more.
+ * first: it is a page of this endpoint's.
  */
 static bool
 read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
-		   AccordEndpoint *first)
+		   AccordEndpoint *first, int *budget)
 {
 	MemoryContext scratch = AllocSetContextCreate(CurrentMemoryContext,
 												  "pg_accord slice",
@@ -335,8 +400,8 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 	.now = GetCurrentTimestamp()};
 	AccordPoint end = {upto, ACCORD_ORD_ALL};
 	Size		bytes = desk->bytes;
+	bool		plenty = memory_is_plenty(desk);
 	bool		more = false;
-	int			n = 0;
 
 	while (!more && accord_log_next_commit(reader, &commit))
 	{
@@ -347,13 +412,14 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 			MemoryContext old;
 			AccordPoint before = *point;
 
-			if (n++ == SLICE || accord_settle_full() ||
+			if (*budget <= 0 || accord_settle_full() ||
 				desk->bytes > bytes + SLICE_BYTES ||
-				(first != NULL && !endpoint_has_room(desk, first)))
+				(first != NULL && page_ends(desk, first, plenty)))
 			{
 				more = true;
 				break;
 			}
+			(*budget)--;
 			old = MemoryContextSwitchTo(scratch);
 			start_routing(&routing, &commit, row);
 			point->seq = commit.seq;
@@ -378,6 +444,7 @@ read_slice(AccordDesk *desk, AccordPoint *point, int64 upto,
 static AccordEndpoint *
 next_behind(AccordDesk *desk)
 {
+	int			threshold = page_threshold(desk);
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &desk->active)
@@ -385,7 +452,7 @@ next_behind(AccordDesk *desk)
 		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
 												   active_node, iter.cur);
 
-		if (!endpoint_is_behind(desk, endpoint))
+		if (!endpoint_is_behind(desk, endpoint, threshold))
 			continue;
 		dlist_delete(&endpoint->active_node);
 		dlist_push_tail(&desk->active, &endpoint->active_node);
@@ -394,26 +461,81 @@ next_behind(AccordDesk *desk)
 	return NULL;
 }
 
+/* Whether a point is so little before another that one page may span both. */
+static bool
+is_just_before(AccordPoint point, AccordPoint other)
+{
+	int64		seqs = other.seq - point.seq;
+
+	return accord_point_compare(point, other) < 0 && seqs <= PAGES * SLICE &&
+		(seqs > 0 || (int64) other.ord - point.ord <= PAGES * SLICE);
+}
+
+/*
+ * Takes all those who are behind and at one place, or after it, into a page;
+ * returns the first of them.
+ */
+static AccordEndpoint *
+gather_readers(AccordDesk *desk, AccordEndpoint *first)
+{
+	AccordEndpoint *lowest = first;
+	int			threshold = page_threshold(desk);
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		endpoint->reading = endpoint_is_behind(desk, endpoint, threshold);
+		if (endpoint->reading &&
+			is_just_before(endpoint->cursor, first->cursor) &&
+			accord_point_compare(endpoint->cursor, lowest->cursor) < 0)
+			lowest = endpoint;
+	}
+	dlist_foreach(iter, &desk->active)
+	{
+		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
+												   active_node, iter.cur);
+
+		endpoint->reading &= accord_point_compare(endpoint->cursor,
+												  lowest->cursor) >= 0;
+	}
+	return lowest;
+}
+
+/* An endpoint has read up to there. */
+static void
+advance(AccordDesk *desk, AccordEndpoint *endpoint, AccordPoint point)
+{
+	if (accord_point_compare(point, endpoint->cursor) > 0)
+		endpoint->cursor = point;
+	if (accord_point_compare(endpoint->cursor, desk->read) != 0)
+		return;
+	endpoint->lagging = false;
+	endpoint->behind = 0;
+	accord_connection_touch(desk, endpoint->connection);
+	desk->unrest = true;		/* its cursor can be given back */
+	accord_endpoint_touch(desk, endpoint);
+}
+
 /*
  * Reads on where an endpoint is; for all those who are behind and come by
  * there, too: with thousands of them, the log is not read thousands of times.
  */
 static void
-read_page(AccordDesk *desk, AccordEndpoint *first)
+read_page(AccordDesk *desk, AccordEndpoint *first, int *budget)
 {
-	AccordPoint point = first->cursor;
+	AccordPoint point;
 	dlist_mutable_iter iter;
 
-	dlist_foreach_modify(iter, &desk->active)
-	{
-		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
-												   active_node, iter.cur);
-
-		endpoint->reading = endpoint_is_behind(desk, endpoint) &&
-			accord_point_compare(endpoint->cursor, point) >= 0;
-	}
+	if (!memory_is_plenty(desk))
+		fed_at = GetCurrentTimestamp();
+	first = gather_readers(desk, first);
+	point = first->cursor;
+	(*budget)--;				/* the looking around costs as well */
 	read_slice(desk, &point, desk->read.ord == ACCORD_ORD_ALL ?
-			   desk->read.seq : desk->read.seq - 1, first);
+			   desk->read.seq : desk->read.seq - 1, first, budget);
 	dlist_foreach_modify(iter, &desk->active)
 	{
 		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
@@ -422,27 +544,25 @@ read_page(AccordDesk *desk, AccordEndpoint *first)
 		if (!endpoint->reading)
 			continue;
 		endpoint->reading = false;
-		if (accord_point_compare(point, endpoint->cursor) > 0)
-			endpoint->cursor = point;
-		if (accord_point_compare(endpoint->cursor, desk->read) == 0)
-		{
-			endpoint->lagging = false;
-			endpoint->behind = 0;
-			accord_connection_touch(desk, endpoint->connection);
-			desk->unrest = true;	/* its cursor can be given back */
-			accord_endpoint_touch(desk, endpoint);
-		}
+		advance(desk, endpoint, point);
 	}
 }
 
 /*
- * Whether it is time to look at all endpoints: in as many microseconds as there
- * are of them, so that looking never takes more than a small part of the time.
+ * How long all endpoints are not looked at again, in microseconds: looking
+ * never takes more than a small part of the time.
  */
+static int64
+look_interval(AccordDesk *desk)
+{
+	return 4 * (int64) desk->n_active;
+}
+
 static bool
 look_is_due(AccordDesk *desk, TimestampTz now)
 {
-	look_again = now >= looked_at && now - looked_at < desk->n_active;
+	look_again = now >= looked_at && now - looked_at < look_interval(desk);
+	may_feed = now < fed_at || now - fed_at >= FEED_EVERY;
 	return !look_again;
 }
 
@@ -452,6 +572,7 @@ read_pages(AccordDesk *desk)
 {
 	AccordEndpoint *endpoint;
 	dlist_mutable_iter iter;
+	int			budget = PAGES * SLICE;
 
 	if (!look_is_due(desk, GetCurrentTimestamp()))
 		return false;
@@ -462,12 +583,13 @@ read_pages(AccordDesk *desk)
 		if (accord_endpoint_short(desk, endpoint) && !accord_settle_pending())
 			accord_recovery_load(desk, endpoint);
 	}
-	for (int i = 0; i < PAGES; i++)
+	for (int i = 0; i < PAGES && budget > 0; i++)
 	{
 		endpoint = accord_settle_full() ? NULL : next_behind(desk);
 		if (endpoint == NULL)
 			break;
-		read_page(desk, endpoint);
+		read_page(desk, endpoint, &budget);
+		may_feed = false;
 	}
 	return accord_intake_hungry(desk);
 }
@@ -476,29 +598,36 @@ bool
 accord_intake_hungry(AccordDesk *desk)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	int			threshold = page_threshold(desk);
 	dlist_iter	iter;
 
 	if (!look_is_due(desk, now))
 		return false;
+	is_starved = false;
 	dlist_foreach(iter, &desk->active)
 	{
 		AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
 												   active_node, iter.cur);
 
 		if (accord_endpoint_short(desk, endpoint) ||
-			endpoint_is_behind(desk, endpoint))
+			endpoint_is_behind(desk, endpoint, threshold))
 			return true;
 	}
 	looked_at = now;
+	look_again = is_starved;
 	return false;
 }
 
 long
 accord_intake_timeout(AccordDesk *desk, TimestampTz now)
 {
+	TimestampTz at = looked_at + look_interval(desk);
+
 	if (!look_again)
 		return -1;
-	return Max(looked_at + desk->n_active - now + 999, 0) / 1000;
+	if (is_starved)
+		at = Max(at, fed_at + FEED_EVERY);
+	return Max(at - now + 999, 0) / 1000;
 }
 
 static bool
@@ -506,8 +635,7 @@ endpoint_reads_ahead(AccordDesk *desk, AccordEndpoint *endpoint)
 {
 	return endpoint->lagging && !endpoint->overflow &&
 		endpoint->n_owed - endpoint->n_leaving <= ACCORD_QUEUE_LIMIT / 2 &&
-		desk->bytes < (Size) accord_dispatch_memory * 1024 &&
-		!accord_endpoint_full(desk, endpoint) &&
+		memory_is_plenty(desk) && !accord_endpoint_full(desk, endpoint) &&
 		accord_point_compare(endpoint->cursor, desk->read) <= 0;
 }
 
@@ -562,6 +690,7 @@ accord_intake_read(AccordDesk *desk)
 {
 	int64		safe;
 	bool		more;
+	int			budget = SLICE;
 
 	StartTransactionCommand();
 	/* the safe number first, the snapshot after it: see log.c */
@@ -572,7 +701,8 @@ accord_intake_read(AccordDesk *desk)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	accord_assign_refresh(desk);
 	make_room(desk);
-	more = read_slice(desk, &desk->read, Max(safe, desk->read.seq), NULL);
+	more = read_slice(desk, &desk->read, Max(safe, desk->read.seq), NULL,
+					  &budget);
 	more |= read_pages(desk);
 	accord_recovery_forget(desk);
 	accord_db_commit();

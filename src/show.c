@@ -19,9 +19,11 @@
 #include "show.h"
 
 #define SHOW_EVERY 250			/* ms */
+#define SHOW_PART 50			/* ... and a fiftieth of the time at most */
 #define EXCEPTIONS_LOOKED_AT 100
 
 static TimestampTz shown_at = 0;
+static TimestampTz show_at = 0; /* not before, unless there is nothing to do */
 
 static void
 keep_oldest(TimestampTz *oldest, TimestampTz time)
@@ -135,12 +137,10 @@ show_connection(AccordConnection *connection, TimestampTz now)
 long
 accord_show(AccordDesk *desk, bool idle, TimestampTz now)
 {
-	TimestampTz due = shown_at + SHOW_EVERY * 1000;
-
 	if (dlist_is_empty(&desk->stale))
 		return -1;
-	if (!idle && now < due && now >= shown_at)
-		return (due - now + 999) / 1000;
+	if (!idle && now < show_at && now >= shown_at)
+		return (show_at - now + 999) / 1000;
 	shown_at = now;
 	while (!dlist_is_empty(&desk->stale))
 	{
@@ -151,5 +151,7 @@ accord_show(AccordDesk *desk, bool idle, TimestampTz now)
 		connection->stale = false;
 		show_connection(connection, now);
 	}
+	show_at = now + Max(SHOW_EVERY * 1000,
+						SHOW_PART * (GetCurrentTimestamp() - now));
 	return -1;
 }
