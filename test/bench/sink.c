@@ -1,7 +1,14 @@
 /*
  * sink.c: an HTTP server that takes everything, for measurements.
  *
- *   sink PORT FILE      PORT 0: any; the port is printed on standard output
+ *   sink PORT FILE [CERTIFICATE KEY]
+ *
+ * PORT 0: any; the port is printed on standard output. With a certificate and
+ * its key, in PEM files, it also speaks TLS, at 127.0.0.1 and another port,
+ * printed after the first.
+ *
+ * It listens at 127.0.0.1 to 127.0.0.20: servers of as many channels, which
+ * share no connection.
  *
  * One thread, one epoll set, keep-alive, pipelining. Every request is answered
  * with 200 and "{}", counted and stamped in FILE (see sink.h). Paths that
@@ -22,6 +29,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/ssl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -38,6 +46,7 @@
 #define BUFFER_SIZE (64 * 1024)
 #define EVENTS 256
 #define MAX_FD 65536
+#define HOSTS 20				/* 127.0.0.1 and up: as many channels' servers */
 
 static const char answer[] =
 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -46,11 +55,20 @@ static const char answer[] =
 typedef struct Connection
 {
 	int			fd;
+	SSL		   *tls;			/* NULL: plain */
 	bool		hangs;			/* a request is not answered */
 	size_t		len;
 	char		data[BUFFER_SIZE];
 } Connection;
 
+typedef struct Listener
+{
+	int			fd;
+	SSL_CTX    *tls;			/* NULL: plain */
+} Listener;
+
+static Listener listeners[HOSTS + 1];	/* the last one: of TLS */
+static int	n_listeners = HOSTS;
 static SinkFile *file;
 static Connection *connections[MAX_FD]; /* by descriptor; null: none */
 static volatile sig_atomic_t let_go = 0;	/* SIGUSR1 came */
@@ -119,6 +137,35 @@ take_request(const char *start, const char *body, size_t len, int64_t now)
 	return letter != 'h';
 }
 
+static bool
+send_answer(Connection *connection)
+{
+	const int	len = sizeof(answer) - 1;
+
+	if (connection->tls != NULL)
+		return SSL_write(connection->tls, answer, len) == len;
+	return send(connection->fd, answer, len, MSG_NOSIGNAL) == len;
+}
+
+/* As recv(): -1 and EAGAIN when there is nothing (more) yet, 0 at the end. */
+static ssize_t
+read_bytes(Connection *connection)
+{
+	char	   *end = connection->data + connection->len;
+	size_t		room = BUFFER_SIZE - connection->len;
+	int			n;
+
+	if (connection->tls == NULL)
+		return recv(connection->fd, end, room, 0);
+	n = SSL_read(connection->tls, end, room);
+	if (n > 0)
+		return n;
+	if (SSL_get_error(connection->tls, n) != SSL_ERROR_WANT_READ)
+		return 0;
+	errno = EAGAIN;
+	return -1;
+}
+
 /* Answers the whole requests of a connection; false: it is to be closed. */
 static bool
 serve(Connection *connection, int64_t now)
@@ -141,8 +188,7 @@ serve(Connection *connection, int64_t now)
 		/* an answer that does not fit: its client does not read, away */
 		if (!take_request(start, body, length, now))
 			connection->hangs = true;
-		else if (send(connection->fd, answer, sizeof(answer) - 1,
-					  MSG_NOSIGNAL) != sizeof(answer) - 1)
+		else if (!send_answer(connection))
 			return false;
 		done += length;
 	}
@@ -155,6 +201,7 @@ static void
 forget(Connection *connection)
 {
 	connections[connection->fd] = NULL;
+	SSL_free(connection->tls);
 	close(connection->fd);
 	free(connection);
 }
@@ -179,25 +226,29 @@ handle_let_go(int signal_number)
 static void
 receive(Connection *connection)
 {
-	ssize_t		n = recv(connection->fd, connection->data + connection->len,
-						 BUFFER_SIZE - connection->len, 0);
+	ssize_t		n;
 
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n > 0)
+	do
 	{
-		connection->len += n;
-		if (serve(connection, sink_now()))
+		n = read_bytes(connection);
+		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			return;
-	}
-	forget(connection);
+		if (n > 0)
+			connection->len += n;
+		if (n <= 0 || !serve(connection, sink_now()))
+		{
+			forget(connection);
+			return;
+		}
+		/* what was decrypted already makes no descriptor readable */
+	} while (connection->tls != NULL && SSL_pending(connection->tls) > 0);
 }
 
 static void
-accept_connection(int epoll_fd, int listener)
+accept_connection(int epoll_fd, const Listener *listener)
 {
 	int			one = 1;
-	int			fd = accept4(listener, NULL, NULL,
+	int			fd = accept4(listener->fd, NULL, NULL,
 							 SOCK_NONBLOCK | SOCK_CLOEXEC);
 	Connection *connection;
 	struct epoll_event event = {.events = EPOLLIN};
@@ -209,6 +260,14 @@ accept_connection(int epoll_fd, int listener)
 	if (connection == NULL || fd >= MAX_FD)
 		die("connection");
 	connection->fd = fd;
+	connection->tls = NULL;
+	if (listener->tls != NULL)
+	{
+		connection->tls = SSL_new(listener->tls);
+		if (connection->tls == NULL || !SSL_set_fd(connection->tls, fd))
+			die("TLS");
+		SSL_set_accept_state(connection->tls);
+	}
 	connection->hangs = false;
 	connection->len = 0;
 	connections[fd] = connection;
@@ -217,12 +276,13 @@ accept_connection(int epoll_fd, int listener)
 		die("epoll_ctl");
 }
 
+/* Listens at 127.0.0.<host>; sets *port, if it was 0. */
 static int
-start_listening(int port)
+start_listening(int host, int *port)
 {
 	struct sockaddr_in address = {
-		.sin_family = AF_INET,.sin_port = htons(port),
-		.sin_addr.s_addr = htonl(INADDR_LOOPBACK)
+		.sin_family = AF_INET,.sin_port = htons(*port),
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK + host - 1)
 	};
 	socklen_t	len = sizeof(address);
 	int			one = 1;
@@ -233,24 +293,68 @@ start_listening(int port)
 		listen(fd, 1024) != 0 ||
 		getsockname(fd, (struct sockaddr *) &address, &len) != 0)
 		die("listen");
-	printf("%d\n", ntohs(address.sin_port));
-	fflush(stdout);
+	*port = ntohs(address.sin_port);
 	return fd;
+}
+
+static void
+add_listener(int epoll_fd, Listener *listener, int host, int *port)
+{
+	struct epoll_event event = {.events = EPOLLIN,.data.ptr = listener};
+
+	listener->fd = start_listening(host, port);
+	if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener->fd, &event) != 0)
+		die("epoll");
+}
+
+/* Listens on one port of all its hosts; with a certificate, on another too. */
+static void
+start_all(int epoll_fd, int port, const char *certificate, const char *key)
+{
+	int			tls_port = 0;
+
+	for (int i = 0; i < HOSTS; i++)
+		add_listener(epoll_fd, &listeners[i], i + 1, &port);
+	printf("%d", port);
+	if (certificate != NULL)
+	{
+		Listener   *listener = &listeners[n_listeners++];
+
+		listener->tls = SSL_CTX_new(TLS_server_method());
+		if (listener->tls == NULL ||
+			SSL_CTX_use_certificate_file(listener->tls, certificate,
+										 SSL_FILETYPE_PEM) != 1 ||
+			SSL_CTX_use_PrivateKey_file(listener->tls, key,
+										SSL_FILETYPE_PEM) != 1)
+			die(certificate);
+		add_listener(epoll_fd, listener, 1, &tls_port);
+		printf(" %d", tls_port);
+	}
+	printf("\n");
+	fflush(stdout);
+}
+
+/* The listener that an event is of; NULL: it is a connection's. */
+static Listener *
+as_listener(void *which)
+{
+	for (int i = 0; i < n_listeners; i++)
+		if (which == &listeners[i])
+			return &listeners[i];
+	return NULL;
 }
 
 int
 main(int argc, char **argv)
 {
 	struct epoll_event events[EVENTS];
-	struct epoll_event event = {.events = EPOLLIN};
 	int			epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	int			listener;
 	sigset_t	blocked;
 	sigset_t	waiting;
 
-	if (argc != 3)
+	if (argc != 3 && argc != 5)
 	{
-		fprintf(stderr, "usage: sink PORT FILE\n");
+		fprintf(stderr, "usage: sink PORT FILE [CERTIFICATE KEY]\n");
 		return 2;
 	}
 	map_file(argv[2]);
@@ -259,17 +363,17 @@ main(int argc, char **argv)
 	sigaddset(&blocked, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &blocked, &waiting);
 	signal(SIGUSR1, handle_let_go);
-	listener = start_listening(atoi(argv[1]));
-	if (epoll_fd < 0 ||
-		epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &event) != 0)
-		die("epoll");
+	start_all(epoll_fd, atoi(argv[1]), argc > 3 ? argv[3] : NULL,
+			  argc > 3 ? argv[4] : NULL);
 	for (;;)
 	{
 		int			n = epoll_pwait(epoll_fd, events, EVENTS, -1, &waiting);
 
 		for (int i = 0; i < n; i++)
 		{
-			if (events[i].data.ptr == NULL)
+			Listener   *listener = as_listener(events[i].data.ptr);
+
+			if (listener != NULL)
 				accept_connection(epoll_fd, listener);
 			else
 				receive(events[i].data.ptr);
