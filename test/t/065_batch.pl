@@ -93,6 +93,13 @@ enable('keys');
 settled('keys', 30);
 is(join(' ', map { join ',', sort { $a <=> $b } members($_) } requests('keys')),
     join(' ', join(',', 1 .. 10), join(',', 11 .. 20), join(',', 21 .. 30)), 'one of a key in a request, in order');
+batching('several', { batch_size => 100, coalesce => undef }, ordering => 'none', max_in_flight => 1);
+insert('several', 30, key => q{'k'});
+enable('several');
+settled('several', 30);
+is(join(',', map { members($_) } requests('several')), join(',', 1 .. 30),
+    '... or several of them, where there is no order to keep: as they were committed');
+cmp_ok(scalar(my @several = requests('several')), '<', 30, '... which takes fewer requests');
 
 # One that waits for more: it goes when it is full, or when its time is over.
 batching('wait', { batch_size => 5, batch_wait => '1 h' }, enabled => 'true');
@@ -208,7 +215,7 @@ sub refused
     my (undef, undef, $error) = $node->psql('postgres', insert_sql('route', channel => 'size', $column => $value, batch_size => 2));
     return $error =~ /$expected/;
 }
-ok(refused('mode', 'command', 'batch_only_in_state_mode'), 'commands are not batched');
+ok(refused('mode', 'command', 'mode, skip_unchanged and batch_size .* do not go together'), 'commands are not batched');
 ok(refused('batch_function', 'nosuch', 'does not exist'), 'a batch function must exist');
 ok(refused('batch_group', '{payload', 'is not a URI template'), 'a group must be a template');
 ok(refused('body_function', 'public.sum_up', 'does not exist'), 'a body function is another thing');
