@@ -415,3 +415,101 @@ CREATE FUNCTION accord.clock_time(clock bigint) RETURNS timestamptz
            ELSE timestamptz '2000-01-01 00:00:00+00' + clock * interval '1 microsecond' END
 $$;
 COMMENT ON FUNCTION accord.clock_time(bigint) IS 'internal: a stamp''s clock as a time';
+
+-- ---- what would have been -------------------------------------------------------------------------------------------
+
+CREATE FUNCTION accord.fold(relation regclass, "column" text, strategy text, options jsonb, owner oid, changes jsonb)
+    RETURNS jsonb
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_fold';
+COMMENT ON FUNCTION accord.fold(regclass, text, text, jsonb, oid, jsonb) IS 'internal: the row and the conflicts that a row''s changes come to, under another policy if one is given';
+CREATE FUNCTION accord.fold_orders(relation regclass, "column" text, strategy text, options jsonb, owner oid,
+                                   changes jsonb, tries integer, seed bigint) RETURNS jsonb
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_fold_orders';
+COMMENT ON FUNCTION accord.fold_orders(regclass, text, text, jsonb, oid, jsonb, integer, bigint) IS 'internal: null when a row''s changes come to the same in random orders, else two orders in which they do not';
+
+-- Which rows changed, from a time on; all their changes are needed, from the first on.
+CREATE FUNCTION accord.histories(managed integer, since timestamptz, OUT key text, OUT changes jsonb) RETURNS SETOF record
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.key, jsonb_agg(jsonb_build_object(
+        'op', c.op, 'source', c.source, 'event_id', c.event_id, 'revision', c.revision,
+        'clock', ((extract(epoch FROM c.clock) - 946684800) * 1000000)::bigint,
+        'changes', c.changes, 'base', c.base, 'before', c.before, 'is_override', c.is_override) ORDER BY c.recorded_at)
+    FROM accord.change_log c WHERE c.managed = histories.managed
+    GROUP BY c.key HAVING max(c.recorded_at) >= coalesce(since, '-infinity')
+    ORDER BY c.key
+$$;
+COMMENT ON FUNCTION accord.histories(integer, timestamptz) IS 'internal: the changes of all rows that changed since';
+
+CREATE FUNCTION accord.session_oid() RETURNS oid
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT oid FROM pg_roles WHERE rolname = session_user
+$$;
+COMMENT ON FUNCTION accord.session_oid() IS 'internal: the session''s user';
+
+CREATE FUNCTION accord.what_if(relation regclass, "column" text, strategy text, options jsonb DEFAULT '{}',
+                               since timestamptz DEFAULT NULL)
+    RETURNS TABLE (key text, column_name text, value jsonb, would_be jsonb)
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    h record;
+    is_now jsonb;
+    is_then jsonb;
+BEGIN
+    PERFORM accord.require_table_owner(relation);
+    PERFORM accord.policy_check(relation, what_if."column", what_if.strategy, coalesce(what_if.options, '{}'),
+                                accord.session_oid());
+    FOR h IN SELECT * FROM accord.histories((SELECT m.id FROM accord.managed m WHERE m.relation = what_if.relation),
+                                            since) LOOP
+        is_now := accord.fold(relation, NULL, NULL, NULL, NULL, h.changes) -> 'row';
+        is_then := accord.fold(relation, what_if."column", what_if.strategy, coalesce(what_if.options, '{}'),
+                               accord.session_oid(), h.changes) -> 'row';
+        IF jsonb_typeof(is_now) <> jsonb_typeof(is_then) THEN
+            RETURN QUERY SELECT h.key, NULL::text, nullif(is_now, 'null'), nullif(is_then, 'null');
+        ELSIF is_now <> is_then THEN
+            RETURN QUERY SELECT h.key, n.key, n.value, is_then -> n.key FROM jsonb_each(is_now) n
+                         WHERE n.value IS DISTINCT FROM is_then -> n.key ORDER BY n.key;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION accord.what_if(regclass, text, text, jsonb, timestamptz) IS 'runs the kept changes of the rows that changed since (all of them, by default) again with another policy for a column or *, in memory, and returns what would be different: the values there are and those there would be; a null column_name: the row itself';
+
+CREATE FUNCTION accord.check_policy(relation regclass, "column" text DEFAULT NULL, strategy text DEFAULT NULL,
+                                    options jsonb DEFAULT '{}', tries integer DEFAULT 100,
+                                    since timestamptz DEFAULT NULL, seed bigint DEFAULT NULL)
+    RETURNS TABLE (key text, one_order text[], one_row jsonb, other_order text[], other_row jsonb)
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    h record;
+    found jsonb;
+BEGIN
+    PERFORM accord.require_table_owner(relation);
+    IF check_policy.strategy IS NOT NULL THEN
+        PERFORM accord.policy_check(relation, coalesce(check_policy."column", '*'), check_policy.strategy,
+                                    coalesce(check_policy.options, '{}'), accord.session_oid());
+    END IF;
+    FOR h IN SELECT * FROM accord.histories((SELECT m.id FROM accord.managed m WHERE m.relation = check_policy.relation),
+                                            since) LOOP
+        found := accord.fold_orders(relation, coalesce(check_policy."column", '*'), check_policy.strategy,
+                                    coalesce(check_policy.options, '{}'), accord.session_oid(), h.changes,
+                                    check_policy.tries, coalesce(seed, (random() * 1e15)::bigint));
+        IF found IS NOT NULL THEN
+            RETURN QUERY SELECT h.key, accord.name_changes(h.changes, found -> 'one_order'),
+                                nullif(found -> 'one_row', 'null'), accord.name_changes(h.changes, found -> 'other_order'),
+                                nullif(found -> 'other_row', 'null');
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION accord.check_policy(regclass, text, text, jsonb, integer, timestamptz, bigint) IS 'merges the kept changes of every row in random orders, in memory, under the policies there are or with another one for a column; returns those rows for which two orders come to different rows, with two orders as short as can be. None: they converge';
+
+CREATE FUNCTION accord.name_changes(changes jsonb, places jsonb) RETURNS text[]
+    LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(coalesce(c ->> 'source', 'application') || coalesce(' ' || (c ->> 'event_id'), '') || ': '
+                     || (c ->> 'op') || coalesce(' ' || (c ->> 'changes'), '') ORDER BY p.ordinality)
+    FROM jsonb_array_elements(places) WITH ORDINALITY p
+    CROSS JOIN LATERAL (SELECT changes -> ((p.value)::integer - 1) AS c) x
+$$;
+COMMENT ON FUNCTION accord.name_changes(jsonb, jsonb) IS 'internal: changes by their places, in words';

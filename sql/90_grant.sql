@@ -99,6 +99,8 @@ BEGIN
     -- all but override() look at the table's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.manage(regclass, text[]), accord.unmanage(regclass), '
                    'accord.set_policy(regclass, text, text, jsonb, text), accord.drop_policy(regclass, text, text), '
+                   'accord.what_if(regclass, text, text, jsonb, timestamptz), '
+                   'accord.check_policy(regclass, text, text, jsonb, integer, timestamptz, bigint), '
                    'accord.override(bigint, text) TO %s', role);
 END
 $$;

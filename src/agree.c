@@ -24,10 +24,12 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -50,6 +52,82 @@ typedef struct Row
 	bool	   *nulls;
 	char	   *key;
 } Row;
+
+/*
+ * What a custom function made of a write before it was written: the row holds
+ * its result, and after the write the change itself has to be known. Kept for
+ * the transaction.
+ */
+typedef struct Reduced
+{
+	Oid			relid;
+	char	   *key;
+	int			column;
+	Jsonb	   *change;			/* what the application wrote */
+	Jsonb	   *result;			/* what the row holds instead */
+} Reduced;
+
+static List *reduced = NIL;
+
+static void
+forget_reduced(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		reduced = NIL;			/* its memory was the transaction's */
+}
+
+static Jsonb *
+copy_value(Jsonb *value)
+{
+	return value == NULL ? NULL :
+		(Jsonb *) PG_DETOAST_DATUM_COPY(JsonbPGetDatum(value));
+}
+
+static void
+note_reduced(const AccordManaged *managed, const char *key, int column,
+			 Jsonb *change, Jsonb *result)
+{
+	static bool registered = false;
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	Reduced    *note = palloc(sizeof(Reduced));
+
+	if (!registered)
+		RegisterXactCallback(forget_reduced, NULL);
+	registered = true;
+	note->relid = managed->relid;
+	note->key = pstrdup(key);
+	note->column = column;
+	note->change = copy_value(change);
+	note->result = copy_value(result);
+	reduced = lappend(reduced, note);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * What was written of which this is the result; itself when nothing was.
+ * Taken off the list when is_last.
+ */
+static Jsonb *
+unreduced(const AccordManaged *managed, const char *key, int column,
+		  Jsonb *result, bool is_last)
+{
+	ListCell   *lc;
+
+	foreach(lc, reduced)
+	{
+		Reduced    *note = lfirst(lc);
+
+		if (note->relid != managed->relid || note->column != column ||
+			strcmp(note->key, key) != 0 ||
+			!accord_value_equal(note->result, result))
+			continue;
+		if (is_last)
+			reduced = foreach_delete_current(reduced, lc);
+		return note->change;
+	}
+	return result;
+}
 
 static void
 take_apart(AccordManaged *managed, Relation rel, HeapTuple tuple, Row *row)
@@ -214,7 +292,11 @@ judge_column(AccordEntity *entity, int i, Jsonb *value, bool is_insert,
 	*instead = result;
 	/* merged with what is there, such as a set */
 	if (conflict.verdict.took && !conflict.verdict.conflict)
+	{
+		if (column->policy->strategy == ACCORD_CUSTOM)
+			note_reduced(entity->managed, key, i, value, result);
 		return true;
+	}
 	if (is_override(column->policy))
 	{
 		require_reason(column);
@@ -348,6 +430,31 @@ log_local(AccordManaged *managed, const char *key, AccordChangeOp op,
 	accord_store_log_change(managed, key, &change, before);
 }
 
+/* The columns of an image, as the application wrote them. */
+static Jsonb *
+given_of(const Row *row, Jsonb *image)
+{
+	AccordManaged *managed = row->managed;
+	AccordValueScan scan;
+	AccordBuild build;
+
+	if (reduced == NIL)
+		return image;
+	accord_build_begin(&build);
+	accord_build_object(&build);
+	accord_value_scan(&scan, image);
+	while (accord_value_next(&scan))
+	{
+		int			column = accord_policy_column(managed, scan.name);
+
+		accord_build_key(&build, scan.name);
+		accord_build_value(&build, unreduced(managed, row->key, column,
+											 scan.value, false));
+	}
+	accord_build_end_object(&build);
+	return accord_build_done(&build);
+}
+
 /* The registers of an insert: one for all columns, and the row's life. */
 static Jsonb *
 insert_registers(int64 clock)
@@ -404,13 +511,15 @@ settle_column(AccordEntity *entity, int i, Jsonb *value, bool is_insert,
 {
 	AccordRegister r = entity->registers[i];
 	Jsonb	   *result = entity->values[i];
-	AccordIncoming in = local_change(stamp, value, result, !is_insert);
+	Jsonb	   *given = unreduced(entity->managed, key, i, value, true);
+	AccordIncoming in = local_change(stamp, given, result, !is_insert);
 	AccordConflict conflict;
 
 	accord_merge_column(entity->managed, i, &r, &result, &in,
 						&conflict.verdict);
 	if (!accord_value_equal(result, value))
 	{
+		in.value = in.raw = value;
 		conflict.column = i;
 		conflict.verdict.rule = "override";
 		conflict.verdict.held = false;
@@ -464,13 +573,14 @@ stamp_insert(const Row *row, const AccordStamp *stamp)
 {
 	AccordManaged *managed = row->managed;
 	Jsonb	   *image = image_of(row, NULL);
+	Jsonb	   *given = given_of(row, image);
 
 	if (managed->can_lose)
 		settle_row(row, NULL, NULL, stamp);
 	else
 		accord_store_stamp(managed, row->key, insert_registers(stamp->clock),
 						   stamp->clock, image);
-	log_local(managed, row->key, ACCORD_CHANGE_INSERT, stamp, image, NULL);
+	log_local(managed, row->key, ACCORD_CHANGE_INSERT, stamp, given, NULL);
 }
 
 static void
@@ -502,6 +612,7 @@ stamp_update(const Row *old_row, const Row *new_row, const AccordStamp *stamp)
 	AccordManaged *managed = old_row->managed;
 	bool		changed[MaxTupleAttributeNumber];
 	Jsonb	   *before;
+	Jsonb	   *given;
 
 	if (strcmp(old_row->key, new_row->key) != 0)
 	{
@@ -512,14 +623,15 @@ stamp_update(const Row *old_row, const Row *new_row, const AccordStamp *stamp)
 	if (changed_columns(old_row, new_row, changed) == 0)
 		return;
 	before = image_of(old_row, changed);
+	given = given_of(new_row, image_of(new_row, changed));
 	if (managed->can_lose)
 		settle_row(new_row, image_of(old_row, NULL), changed, stamp);
 	else
 		accord_store_stamp(managed, new_row->key,
 						   update_registers(before, stamp),
 						   ACCORD_CLOCK_NONE, before);
-	log_local(managed, new_row->key, ACCORD_CHANGE_UPDATE, stamp,
-			  image_of(new_row, changed), before);
+	log_local(managed, new_row->key, ACCORD_CHANGE_UPDATE, stamp, given,
+			  before);
 }
 
 Datum

@@ -39,8 +39,10 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 #include "accord.h"
+#include "clock.h"
 #include "capture.h"
 #include "db.h"
 #include "guc.h"
@@ -382,6 +384,7 @@ describe_event(const AccordCapture *capture, CaptureOp op,
 	Jsonb	   *image;
 	char	   *key;
 	char	   *account;
+	TimestampTz stamped = accord_clock_published(row->tts_tableOid);
 
 	slot_getallattrs(row);
 	image = accord_image_build(capture->image, row->tts_values,
@@ -402,6 +405,9 @@ describe_event(const AccordCapture *capture, CaptureOp op,
 		SET(ACCORD_EVENT_ACCOUNT, CStringGetTextDatum(account));
 	if (accord_source != NULL && accord_source[0] != '\0')
 		SET(ACCORD_EVENT_SOURCE, CStringGetTextDatum(accord_source));
+	/* of a managed table: the time by which the change counts here */
+	if (stamped != 0)
+		SET(ACCORD_EVENT_OCCURRED_AT, TimestampTzGetDatum(stamped));
 #undef SET
 }
 

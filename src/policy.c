@@ -46,6 +46,7 @@ typedef struct Entry
 {
 	Oid			relid;			/* hash key */
 	AccordManaged *managed;		/* NULL: none is made */
+	bool		is_absent;		/* known not to be managed */
 } Entry;
 
 static HTAB *entries = NULL;
@@ -85,8 +86,13 @@ mark_stale(Datum arg, Oid relid)
 
 	hash_seq_init(&scan, entries);
 	while ((entry = hash_seq_search(&scan)) != NULL)
-		if (entry->managed != NULL && (all || entry->relid == relid))
+	{
+		if (!all && entry->relid != relid)
+			continue;
+		entry->is_absent = false;
+		if (entry->managed != NULL)
 			entry->managed->stale = true;
+	}
 }
 
 /* A function or role changed: a custom policy may be affected. */
@@ -405,29 +411,43 @@ make_managed(Oid relid)
 	return managed;
 }
 
-AccordManaged *
-accord_policy_find(Oid relid)
+/* The table's entry, made empty where there is none. */
+static Entry *
+find_entry(Oid relid)
 {
 	Entry	   *entry;
 	bool		found;
-	AccordManaged *managed;
 
 	if (entries == NULL)
 		create_cache();
-	entry = hash_search(entries, &relid, HASH_FIND, NULL);
-	if (entry != NULL && entry->managed != NULL && !entry->managed->stale)
+	entry = hash_search(entries, &relid, HASH_ENTER, &found);
+	if (!found)
+	{
+		entry->managed = NULL;
+		entry->is_absent = false;
+	}
+	return entry;
+}
+
+AccordManaged *
+accord_policy_find(Oid relid)
+{
+	Entry	   *entry = find_entry(relid);
+	AccordManaged *managed;
+
+	if (entry->managed != NULL && !entry->managed->stale)
 		return entry->managed;
-	if (entry != NULL)
-		retire(entry);
+	if (entry->is_absent)
+		return NULL;
+	retire(entry);
 	table_oids[0] = accord_db_relid("managed");
 	table_oids[1] = accord_db_relid("policy");
 	managed = make_managed(relid);
+	/* made: nothing raises any more, and none else can have been made */
+	entry = find_entry(relid);
+	entry->is_absent = managed == NULL;
 	if (managed == NULL)
 		return NULL;
-	/* made: from here on nothing raises before it is in its place */
-	entry = hash_search(entries, &relid, HASH_ENTER, &found);
-	if (!found)
-		entry->managed = NULL;
 	retire(entry);
 	MemoryContextSetParent(managed->context, CacheMemoryContext);
 	entry->managed = managed;

@@ -67,9 +67,8 @@ is_instruction(const AccordColumn *column, Jsonb *value)
 		 OidIsValid(column->element));
 }
 
-/* An object of columns with each value in its column's form. */
-static Jsonb *
-normalize(AccordManaged *managed, Jsonb *object)
+Jsonb	   *
+accord_resolve_normalize(AccordManaged *managed, Jsonb *object)
 {
 	AccordValueScan scan;
 	AccordBuild build;
@@ -287,6 +286,8 @@ report(const AccordEntity *entity, const AccordRowChange *change,
 	result->applied = accord_build_done(&applied);
 	result->lost = accord_build_done(&lost);
 	result->conflicts = merged->n_conflicts;
+	result->is_lost = change->op == ACCORD_CHANGE_DELETE ? alive :
+		!alive && entity->life.inserted;
 }
 
 static void
@@ -337,8 +338,8 @@ accord_resolve(const AccordChange *change, AccordResolved *result)
 					 accord_store_parse_key(managed, change->key_text), &key);
 	memset(&row_change, 0, sizeof(row_change));
 	row_change.op = change->op;
-	row_change.changes = normalize(managed, change->changes);
-	row_change.base = normalize(managed, change->base);
+	row_change.changes = accord_resolve_normalize(managed, change->changes);
+	row_change.base = accord_resolve_normalize(managed, change->base);
 	row_change.is_override = change->is_override;
 	row_change.stamp = make_stamp(change, result);
 	row_change.seen = row_change.stamp.clock;
@@ -350,9 +351,13 @@ accord_resolve(const AccordChange *change, AccordResolved *result)
 	if (row == NULL && !kept.is_new)
 		row = accord_store_find(managed, &key);
 	take_up(entity, &kept, row);
-	before = before_of(entity, row_change.changes);
+	before = row == NULL ? NULL :
+		change->op == ACCORD_CHANGE_DELETE ? row :
+		before_of(entity, row_change.changes);
 
 	accord_merge_row(entity, &row_change, &merged);
+	accord_clock_publish(change->relid, row_change.stamp.clock);
+	result->before = row;
 	result->row = write_table(entity, &key, row);
 	accord_store_keep(managed, key.text, accord_register_write(entity),
 					  result->row == NULL ? accord_register_row(entity) :

@@ -34,6 +34,10 @@ typedef struct AccordResolved
 	Jsonb	   *lost;			/* object of those that did not, with the
 								 * values that stand instead */
 	Jsonb	   *row;			/* as it is now; NULL: not in its table */
+	Jsonb	   *before;			/* as it was; NULL: not in its table */
+	bool		is_lost;		/* a change of the row as a whole that did not
+								 * come to be: of one that stays deleted, a
+								 * delete of one that stays */
 	int			conflicts;		/* rows written to conflict_log */
 	TimestampTz clock;			/* of its stamp */
 	bool		clamped;
@@ -55,5 +59,11 @@ extern void accord_resolve(const AccordChange *change,
  * but not by this.
  */
 extern bool accord_resolve_manages(Oid relid);
+
+/*
+ * An object of columns with each value in its column's form, without the key
+ * and what is generated; raises what is wrong with it. NULL gives NULL.
+ */
+extern Jsonb *accord_resolve_normalize(AccordManaged *managed, Jsonb *object);
 
 #endif							/* ACCORD_RESOLVE_H */

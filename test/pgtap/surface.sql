@@ -269,6 +269,10 @@ INSERT INTO expected_function VALUES
     ('drop_policy(relation regclass, column_name text, reason text) integer'),
     ('explain(relation regclass, key text, "column" text) TABLE(column_name text, verdict text, value jsonb, source
         text, event_id text, occurred_at timestamptz, revision numeric, rule text, conflict_id bigint)'),
+    ('what_if(relation regclass, "column" text, strategy text, options jsonb, since timestamptz) TABLE(key text,
+        column_name text, value jsonb, would_be jsonb)'),
+    ('check_policy(relation regclass, "column" text, strategy text, options jsonb, tries integer, since timestamptz, seed
+        bigint) TABLE(key text, one_order text[], one_row jsonb, other_order text[], other_row jsonb)'),
     ('override(conflict bigint, reason text, OUT applied jsonb, OUT "row" jsonb) record');
 UPDATE expected_function
     SET signature = replace(regexp_replace(signature, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
@@ -385,7 +389,7 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT 'archive.' || c, p FROM unnest(ARRAY['log', 'function', 'owner', 'enabled', 'description']) c,
                                         unnest(ARRAY['INSERT', 'UPDATE']) p
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
-    UNION SELECT unnest(ARRAY['manage', 'unmanage', 'set_policy', 'drop_policy', 'override']), 'EXECUTE'
+    UNION SELECT unnest(ARRAY['manage', 'unmanage', 'set_policy', 'drop_policy', 'override', 'what_if', 'check_policy']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping',
                               'check_mapping_function']), 'EXECUTE';
 SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,
