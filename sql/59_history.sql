@@ -54,7 +54,7 @@ CREATE VIEW accord.marks AS
 COMMENT ON VIEW accord.marks IS 'named places in the commit order; seq is null when the commit is not kept any more';
 
 CREATE FUNCTION accord.point_seq(point text) RETURNS bigint
-    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql STABLE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     seq bigint;
     mark accord.mark_log;

@@ -95,13 +95,24 @@ BEGIN
                    'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
                    'accord.resume(text, text, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
                    'accord.check_verify(jsonb), accord.check_mapping(jsonb), accord.check_mapping_function(text, text) TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.mark(text, text) TO %s', role);
     -- all but override() look at the table's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.manage(regclass, text[]), accord.unmanage(regclass), '
                    'accord.set_policy(regclass, text, text, jsonb, text), accord.drop_policy(regclass, text, text), '
                    'accord.what_if(regclass, text, text, jsonb, timestamptz), '
                    'accord.check_policy(regclass, text, text, jsonb, integer, timestamptz, bigint), '
                    'accord.override(bigint, text) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.mark(text, text), '
+                   'accord.revert(bigint, bigint[], text, text, text, text, timestamptz, timestamptz, text, text, regclass, text, boolean, text, text), '
+                   'accord.undelete(regclass, text, boolean, text, text), accord.undelete(regclass, anyelement, boolean, text, text), '
+                   'accord.undelete(regclass, jsonb, timestamptz, timestamptz, boolean, text, text) TO %s', role);
+    -- what those are made of; the tables they change are changed with the caller's own rights
+    EXECUTE (SELECT format('GRANT EXECUTE ON FUNCTION %s TO %s', string_agg(p.oid::regprocedure::text, ', '), role)
+             FROM pg_proc p WHERE p.pronamespace = 'accord'::regnamespace
+               AND p.proname IN ('revert_commits', 'revert_net', 'revert_steps', 'revert_decide', 'key_image', 'key_condition',
+                   'from_name', 'type_name', 'revert_current', 'revert_since', 'revert_plan_table', 'revert_statement',
+                   'revert_referrers', 'revert_try', 'revert_levels', 'revert_apply', 'loose_columns',
+                   'deferrable_constraints', 'set_constraints', 'revert_apply_circle', 'revert_moved', 'revert_execute',
+                   'revert_note', 'revert_run', 'revert_check_mode', 'undelete_row'));
 END
 $$;
 COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard() and adopt(), besides what writers and auditors may';

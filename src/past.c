@@ -736,7 +736,8 @@ static void
 read_present(Past *past, MemoryContext scratch)
 {
 	PastTable  *table = &past->table;
-	char	   *query = psprintf("SELECT t FROM %s%s AS t WHERE %s",
+	char	   *query = psprintf("SELECT (t.*)::%s FROM %s%s AS t WHERE %s",
+								 table->name,
 								 get_rel_relkind(table->relid) ==
 								 RELKIND_PARTITIONED_TABLE ? "" : "ONLY ",
 								 table->name,
@@ -885,7 +886,8 @@ present_row(PastTable *table, const char *key, MemoryContext context)
 	if (!split_key(key, table->n_keys, parts))
 		return NULL;
 	initStringInfo(&query);
-	appendStringInfo(&query, "SELECT t FROM %s%s AS t WHERE (%s)",
+	appendStringInfo(&query, "SELECT (t.*)::%s FROM %s%s AS t WHERE (%s)",
+					 table->name,
 					 get_rel_relkind(table->relid) ==
 					 RELKIND_PARTITIONED_TABLE ? "" : "ONLY ",
 					 table->name,

@@ -245,6 +245,17 @@ INSERT INTO expected_function VALUES
     ('point_seq(point text) bigint'),
     ('oldest_seq() bigint'),
     ('row_of(base anyelement, image jsonb) anyelement'),
+    ('revert(seq bigint, seqs bigint[], actor text, source text, correlation_id text, matching_reason text, since
+        timestamptz, until timestamptz, after text, up_to text, relation regclass, mode text, dry_run boolean, reason
+        text, path text, OUT table_name text, OUT row_key text, OUT action text, OUT changes jsonb, OUT status text, OUT
+        why text) SETOF record'),
+    ('undelete(relation regclass, key text, dry_run boolean, reason text, path text, OUT table_name text, OUT
+        row_key text, OUT action text, OUT changes jsonb, OUT status text, OUT why text) SETOF record'),
+    ('undelete(relation regclass, key anyelement, dry_run boolean, reason text, path text, OUT table_name text, OUT
+        row_key text, OUT action text, OUT changes jsonb, OUT status text, OUT why text) SETOF record'),
+    ('undelete(relation regclass, matching jsonb, since timestamptz, until timestamptz, dry_run boolean, reason
+        text, path text, OUT table_name text, OUT row_key text, OUT action text, OUT changes jsonb, OUT status text, OUT
+        why text) SETOF record'),
     ('captured_id(relation regclass) integer'),
     ('captured_relation(id integer) regclass'),
     ('reshape(image jsonb, table_id integer, seq bigint, ord integer) jsonb'),
@@ -391,7 +402,13 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['manage', 'unmanage', 'set_policy', 'drop_policy', 'override', 'what_if', 'check_policy']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping',
-                              'check_mapping_function']), 'EXECUTE';
+                              'check_mapping_function']), 'EXECUTE'
+    UNION SELECT unnest(ARRAY['revert', 'undelete', 'revert_commits', 'revert_net', 'revert_steps',
+                              'revert_decide', 'key_image', 'key_condition', 'from_name', 'type_name', 'revert_current',
+                              'revert_since', 'revert_plan_table', 'revert_statement', 'revert_referrers', 'revert_try',
+                              'revert_levels', 'revert_apply', 'loose_columns', 'deferrable_constraints',
+                              'set_constraints', 'revert_apply_circle', 'revert_moved', 'revert_execute', 'revert_note',
+                              'revert_run', 'revert_check_mode', 'undelete_row']), 'EXECUTE';
 SELECT set_eq($$SELECT name, privilege FROM may WHERE role = 'regress_accord_nobody'$$,
               $$VALUES ('outbox_event_id', 'EXECUTE')$$,
               'grants to others are nobody else''s');
