@@ -27,7 +27,7 @@
 #include "utils/memutils.h"
 
 #include "accord.h"
-#include "capture.h"
+#include "rowevent.h"
 
 PG_FUNCTION_INFO_V1(accord_baseline_blocks);
 
@@ -85,18 +85,20 @@ write_rows(Portal rows, int table_id, const char *table)
 		{
 			TupleDesc	desc = CreateTupleDescCopy(page->tupdesc);
 
-			capture = accord_capture_open(table_id, desc, table);
+			capture = accord_rowevent_open(table_id, desc, table);
 			row = MakeSingleTupleTableSlot(desc, &TTSOpsHeapTuple);
 		}
 		for (uint64 i = 0; i < n && capture != NULL; i++)
 		{
 			MemoryContext old = MemoryContextSwitchTo(per_row);
+			AccordRowImage image;
 
 			CHECK_FOR_INTERRUPTS();
 			ExecStoreHeapTuple(page->vals[i], row, false);
-			if (!is_known(search, table_id, accord_capture_key(capture, row)))
+			accord_rowevent_image(capture, row, &image);
+			if (!is_known(search, table_id, image.key))
 			{
-				accord_capture_baseline(capture, row);
+				accord_rowevent_baseline(capture, &image);
 				written++;
 			}
 			ExecClearTuple(row);

@@ -14,72 +14,32 @@
  *     and trigger, in a memory context of its own, and again after the
  *     relation cache said that the table changed. Nothing is looked up for a
  *     row.
- *   - An update that changes none of the captured columns is no event.
- *   - An update that changes the key, or the account, is two: the delete of
- *     the old one and the insert of the new one, in this order, next to each
- *     other; the insert alone has `before`.
+ *   - A row that an update moves to another partition is deleted there and
+ *     inserted here; both together are one update. What was deleted is kept
+ *     until the insert comes, or the query ends without one.
+ *   - The events of a row are in the order of its changes (nest.c).
  *
  * On failure the statement raises, and the transaction decides.
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/tableam.h"
-#include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "executor/executor.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
 #include "accord.h"
-#include "clock.h"
 #include "capture.h"
-#include "db.h"
-#include "guc.h"
-#include "image.h"
-#include "log.h"
-#include "rowkey.h"
-
-typedef enum CaptureOp
-{
-	CAPTURE_INSERT,
-	CAPTURE_UPDATE,
-	CAPTURE_DELETE,
-	CAPTURE_TRUNCATE
-} CaptureOp;
-
-#define CAPTURE_OPS (CAPTURE_TRUNCATE + 1)
-
-static const char *const op_names[] = {
-	[CAPTURE_INSERT] = "insert",
-	[CAPTURE_UPDATE] = "update",
-	[CAPTURE_DELETE] = "delete",
-	[CAPTURE_TRUNCATE] = "truncate"
-};
-
-struct AccordCapture
-{
-	int			id;				/* accord.captured.id */
-	Datum		topic;
-	AccordImage *image;
-	int			n_columns;		/* of the image */
-	bool	   *is_identity;	/* of these: part of the key, or the account */
-	int			n_keys;
-	int		   *keys;			/* which of the image's columns, in order */
-	int			account;		/* which of them names the account, or -1 */
-	Datum		ops[CAPTURE_OPS];	/* their names */
-	bool		refuses_truncate;
-};
+#include "nest.h"
+#include "rowevent.h"
 
 /* What is known of a table's trigger. */
 typedef struct CacheEntry
@@ -90,12 +50,128 @@ typedef struct CacheEntry
 	bool		stale;			/* the table changed since */
 	MemoryContext context;		/* holds what follows */
 	AccordCapture *capture;
+	bool		nests;			/* other triggers may change rows in turn */
 } CacheEntry;
 
 static HTAB *captures = NULL;
 
 PG_FUNCTION_INFO_V1(accord_capture_row);
 PG_FUNCTION_INFO_V1(accord_capture_truncate);
+
+/* ---- rows that move ------------------------------------------------------ */
+
+/* What was deleted from a partition to be inserted into another one. */
+typedef struct Moved
+{
+	AccordRowImage row;
+	int			table_id;
+	int			depth;			/* of triggers, where that is */
+	const AccordCapture *capture;	/* of the partition it was in */
+	MemoryContext context;		/* holds all of it */
+	MemoryContextCallback forget;
+} Moved;
+
+static Moved *moved = NULL;
+static ExecutorFinish_hook_type next_executor_finish = NULL;
+
+static void
+forget_moved(void *arg)
+{
+	if (moved == arg)
+		moved = NULL;
+}
+
+/* How many triggers are being executed; 1: that of the outermost statement. */
+static int
+trigger_depth(void)
+{
+	return DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0));
+}
+
+/* Was the row version deleted by an update that put it elsewhere? */
+static bool
+is_moved(TupleTableSlot *row)
+{
+	bool		must_free;
+	HeapTuple	tuple;
+	bool		result;
+
+	if (!TTS_IS_HEAPTUPLE(row) && !TTS_IS_BUFFERTUPLE(row))
+		return false;
+	tuple = ExecFetchSlotHeapTuple(row, false, &must_free);
+	result = HeapTupleHeaderIndicatesMovedPartitions(tuple->t_data);
+	if (must_free)
+		heap_freetuple(tuple);
+	return result;
+}
+
+/* Nothing came to take the place of what was deleted: it is just deleted. */
+static void
+settle_moved(void)
+{
+	Moved	   *gone = moved;
+
+	if (gone == NULL)
+		return;
+	moved = NULL;
+	accord_rowevent_append(gone->capture, ACCORD_ROW_DELETE, &gone->row, NULL);
+	MemoryContextDelete(gone->context);
+}
+
+/*
+ * Keeps a row until it is inserted elsewhere. The subtransaction takes it with
+ * it when it fails.
+ */
+static void
+keep_moved(const AccordCapture *capture, TupleTableSlot *row)
+{
+	MemoryContext context = AllocSetContextCreate(CurTransactionContext,
+												  "pg_accord moved row",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Moved	   *kept = palloc0(sizeof(Moved));
+
+	accord_rowevent_image(capture, row, &kept->row);
+	MemoryContextSwitchTo(old);
+	kept->table_id = accord_rowevent_table(capture);
+	kept->depth = trigger_depth();
+	kept->capture = capture;
+	kept->context = context;
+	kept->forget.func = forget_moved;
+	kept->forget.arg = kept;
+	MemoryContextRegisterResetCallback(context, &kept->forget);
+	settle_moved();
+	moved = kept;
+}
+
+/* Is this insert the other half of what is kept? */
+static bool
+takes_place_of_moved(const AccordCapture *capture)
+{
+	return moved != NULL && moved->depth == trigger_depth() &&
+		moved->table_id == accord_rowevent_table(capture);
+}
+
+/* The triggers of a query have been executed. */
+static void
+finish_query(QueryDesc *query)
+{
+	if (next_executor_finish != NULL)
+		next_executor_finish(query);
+	else
+		standard_ExecutorFinish(query);
+	if (moved != NULL && moved->depth == trigger_depth() + 1)
+		settle_moved();
+	if (trigger_depth() == 0)
+		accord_nest_forget();
+}
+
+void
+accord_capture_init(void)
+{
+	next_executor_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = finish_query;
+}
 
 /* ---- what is known of a table -------------------------------------------- */
 
@@ -126,177 +202,6 @@ create_cache(void)
 	CacheRegisterRelcacheCallback(mark_stale, (Datum) 0);
 }
 
-/* An array of names as C strings; NULL when the column is null. */
-static char **
-name_list(const Datum *values, const bool *nulls, AccordCapturedColumn column,
-		  int *n)
-{
-	Datum	   *names;
-	bool	   *name_nulls;
-	char	  **result;
-
-	*n = 0;
-	if (nulls[column - 1])
-		return NULL;
-	deconstruct_array(DatumGetArrayTypeP(values[column - 1]), TEXTOID, -1,
-					  false, TYPALIGN_INT, &names, &name_nulls, n);
-	result = palloc((*n + 1) * sizeof(char *));
-	for (int i = 0; i < *n; i++)
-		result[i] = TextDatumGetCString(names[i]);
-	return result;
-}
-
-/* A column's number; 0: there is none of this name. */
-static AttrNumber
-find_column(TupleDesc desc, const char *name)
-{
-	for (int i = 0; i < desc->natts; i++)
-		if (!TupleDescAttr(desc, i)->attisdropped &&
-			strcmp(NameStr(TupleDescAttr(desc, i)->attname), name) == 0)
-			return i + 1;
-	return 0;
-}
-
-static AttrNumber
-require_column(TupleDesc desc, const char *table, const char *name)
-{
-	AttrNumber	number = find_column(desc, name);
-
-	if (number == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of captured table \"%s\" does not exist",
-						name, table),
-				 errhint("Call accord.capture() again with the columns that "
-						 "the table has now.")));
-	return number;
-}
-
-/* Which columns are captured: those included, or all but those excluded. */
-static Bitmapset *
-choose_columns(TupleDesc desc, const char *table, const Datum *values,
-			   const bool *nulls)
-{
-	Bitmapset  *chosen = NULL;
-	char	  **names;
-	int			n;
-
-	names = name_list(values, nulls, ACCORD_CAPTURED_COLUMNS, &n);
-	for (int i = 0; i < n; i++)
-		chosen = bms_add_member(chosen,
-								require_column(desc, table, names[i]));
-	if (names != NULL)
-		return chosen;
-	for (int i = 0; i < desc->natts; i++)
-		if (!TupleDescAttr(desc, i)->attisdropped)
-			chosen = bms_add_member(chosen, i + 1);
-	names = name_list(values, nulls, ACCORD_CAPTURED_EXCLUDED, &n);
-	for (int i = 0; i < n; i++)
-		chosen = bms_del_member(chosen, find_column(desc, names[i]));
-	return chosen;
-}
-
-/* Which of the image's columns has this name; it is there. */
-static int
-find_image_column(const AccordCapture *capture, TupleDesc desc,
-				  const char *name)
-{
-	for (int i = 0; i < capture->n_columns; i++)
-	{
-		int			at = accord_image_index(capture->image, i);
-
-		if (strcmp(NameStr(TupleDescAttr(desc, at)->attname), name) == 0)
-			return i;
-	}
-	elog(ERROR, "column \"%s\" is not captured", name);
-	return -1;
-}
-
-/* What is the same in all its events. */
-static void
-fill_constants(AccordCapture *capture, const Datum *values)
-{
-	char	   *on_truncate =
-	TextDatumGetCString(values[ACCORD_CAPTURED_ON_TRUNCATE - 1]);
-
-	capture->topic =
-		PointerGetDatum(DatumGetTextPCopy(values[ACCORD_CAPTURED_TOPIC - 1]));
-	capture->refuses_truncate = strcmp(on_truncate, "refuse") == 0;
-	for (int op = 0; op < CAPTURE_OPS; op++)
-		capture->ops[op] = CStringGetTextDatum(op_names[op]);
-}
-
-/* Makes an entry of the table's row of accord.captured. */
-static void
-fill_capture(AccordCapture *capture, TupleDesc desc, const char *table,
-			 const Datum *values, const bool *nulls)
-{
-	Bitmapset  *columns = choose_columns(desc, table, values, nulls);
-	char	   *account = NULL;
-	char	  **keys;
-
-	keys = name_list(values, nulls, ACCORD_CAPTURED_KEY_COLUMNS,
-					 &capture->n_keys);
-	for (int i = 0; i < capture->n_keys; i++)
-		columns = bms_add_member(columns, require_column(desc, table, keys[i]));
-	if (!nulls[ACCORD_CAPTURED_ACCOUNT_COLUMN - 1])
-	{
-		account = TextDatumGetCString(values[ACCORD_CAPTURED_ACCOUNT_COLUMN - 1]);
-		columns = bms_add_member(columns, require_column(desc, table, account));
-	}
-	capture->image = accord_image_prepare(desc, columns);
-	capture->n_columns = accord_image_columns(capture->image);
-	capture->is_identity = palloc0(capture->n_columns * sizeof(bool));
-	capture->keys = palloc(capture->n_keys * sizeof(int));
-	for (int i = 0; i < capture->n_keys; i++)
-	{
-		capture->keys[i] = find_image_column(capture, desc, keys[i]);
-		capture->is_identity[capture->keys[i]] = true;
-	}
-	capture->account = account == NULL ? -1 :
-		find_image_column(capture, desc, account);
-	if (capture->account >= 0)
-		capture->is_identity[capture->account] = true;
-	fill_constants(capture, values);
-}
-
-/*
- * Reads the table's row of accord.captured as it is now: a transaction's
- * snapshot may be older than the trigger it already sees.
- */
-AccordCapture *
-accord_capture_open(int id, TupleDesc desc, const char *table)
-{
-	Relation	captured = table_open(accord_db_relid("captured"),
-									  AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	AccordCapture *capture = NULL;
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	list_free(RelationGetIndexList(captured));	/* sets rd_pkindex */
-	ScanKeyInit(&key, ACCORD_CAPTURED_ID, BTEqualStrategyNumber, F_INT4EQ,
-				Int32GetDatum(id));
-	scan = systable_beginscan(captured, captured->rd_pkindex, true, snapshot,
-							  1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		Datum		values[ACCORD_CAPTURED_COLUMNS_END];
-		bool		nulls[ACCORD_CAPTURED_COLUMNS_END];
-
-		heap_deform_tuple(tuple, RelationGetDescr(captured), values, nulls);
-		capture = palloc0(sizeof(AccordCapture));
-		capture->id = id;
-		fill_capture(capture, desc, table, values, nulls);
-	}
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	table_close(captured, AccessShareLock);
-	return capture;
-}
-
 static void
 make_entry(CacheEntry *entry, Relation rel, const Trigger *trigger)
 {
@@ -307,14 +212,17 @@ make_entry(CacheEntry *entry, Relation rel, const Trigger *trigger)
 		entry->context = AllocSetContextCreate(TopMemoryContext,
 											   "pg_accord capture",
 											   ALLOCSET_SMALL_SIZES);
+	if (entry->made && moved != NULL && moved->capture == entry->capture)
+		settle_moved();
 	MemoryContextReset(entry->context);
 	entry->made = false;
 	entry->stale = false;		/* may be set again meanwhile */
 	entry->relid = RelationGetRelid(rel);
 	old = MemoryContextSwitchTo(entry->context);
-	entry->capture = accord_capture_open(id, RelationGetDescr(rel),
-										 RelationGetRelationName(rel));
+	entry->capture = accord_rowevent_open(id, RelationGetDescr(rel),
+										  RelationGetRelationName(rel));
 	MemoryContextSwitchTo(old);
+	entry->nests = accord_nest_possible(rel);
 	if (entry->capture == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -326,8 +234,9 @@ make_entry(CacheEntry *entry, Relation rel, const Trigger *trigger)
 	entry->made = true;
 }
 
+/* nests: whether other triggers of the table may change its rows in turn. */
 static AccordCapture *
-find_capture(TriggerData *data)
+find_capture(TriggerData *data, bool *nests)
 {
 	CacheEntry *entry;
 	bool		found;
@@ -343,145 +252,13 @@ find_capture(TriggerData *data)
 	}
 	if (!entry->made || entry->stale)
 		make_entry(entry, data->tg_relation, data->tg_trigger);
+	*nests = entry->nests;
 	return entry->capture;
 }
 
 /* ---- events -------------------------------------------------------------- */
 
-static char *
-make_key(const AccordCapture *capture, TupleTableSlot *row, Jsonb *image)
-{
-	char	   *parts[MaxTupleAttributeNumber];
-
-	for (int i = 0; i < capture->n_keys; i++)
-		parts[i] = accord_image_column_text(capture->image, capture->keys[i], image,
-											row->tts_values, row->tts_isnull);
-	return accord_rowkey_make(capture->n_keys, parts);
-}
-
-/* The account an event concerns; NULL when it concerns none. */
-static char *
-make_account(const AccordCapture *capture, TupleTableSlot *row, Jsonb *image)
-{
-	char	   *account;
-
-	if (capture->account < 0)
-		return NULL;
-	account = accord_image_column_text(capture->image, capture->account, image,
-									   row->tts_values, row->tts_isnull);
-	if (account == NULL || account[0] == '\0' ||
-		strlen(account) > ACCORD_MAX_ACCOUNT)
-		return NULL;			/* there is no account of that name */
-	return account;
-}
-
-/* An event about a row: all of it is the payload, or for what is gone `before`. */
-static void
-describe_event(const AccordCapture *capture, CaptureOp op,
-			   TupleTableSlot *row, Datum *values, bool *nulls)
-{
-	bool		is_gone = op == CAPTURE_DELETE || op == CAPTURE_TRUNCATE;
-	Jsonb	   *image;
-	char	   *key;
-	char	   *account;
-	TimestampTz stamped = accord_clock_published(row->tts_tableOid);
-
-	slot_getallattrs(row);
-	image = accord_image_build(capture->image, row->tts_values,
-							   row->tts_isnull, NULL);
-	key = make_key(capture, row, image);
-	account = make_account(capture, row, image);
-	memset(nulls, true, ACCORD_EVENT_COLUMNS * sizeof(bool));
-#define SET(column, value) \
-	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
-	SET(ACCORD_EVENT_TABLE_ID, Int32GetDatum(capture->id));
-	SET(ACCORD_EVENT_TOPIC, capture->topic);
-	SET(ACCORD_EVENT_OP, capture->ops[op]);
-	SET(is_gone ? ACCORD_EVENT_BEFORE : ACCORD_EVENT_PAYLOAD,
-		JsonbPGetDatum(image));
-	if (key != NULL)
-		SET(ACCORD_EVENT_KEY, CStringGetTextDatum(key));
-	if (account != NULL)
-		SET(ACCORD_EVENT_ACCOUNT, CStringGetTextDatum(account));
-	if (accord_source != NULL && accord_source[0] != '\0')
-		SET(ACCORD_EVENT_SOURCE, CStringGetTextDatum(accord_source));
-	/* of a managed table: the time by which the change counts here */
-	if (stamped != 0)
-		SET(ACCORD_EVENT_OCCURRED_AT, TimestampTzGetDatum(stamped));
-#undef SET
-}
-
-/* before, when given, is what an update changed. */
-static void
-append_event(const AccordCapture *capture, CaptureOp op, TupleTableSlot *row,
-			 Jsonb *before)
-{
-	Datum		values[ACCORD_EVENT_COLUMNS];
-	bool		nulls[ACCORD_EVENT_COLUMNS];
-
-	describe_event(capture, op, row, values, nulls);
-	if (before != NULL)
-	{
-		values[ACCORD_EVENT_BEFORE - 1] = JsonbPGetDatum(before);
-		nulls[ACCORD_EVENT_BEFORE - 1] = false;
-	}
-	accord_log_append(values, nulls);
-}
-
-/*
- * A baseline event is an insert that changed nothing, and is addressed to
- * nobody: the row was there before.
- */
-void
-accord_capture_baseline(const AccordCapture *capture, TupleTableSlot *row)
-{
-	Datum		values[ACCORD_EVENT_COLUMNS];
-	bool		nulls[ACCORD_EVENT_COLUMNS];
-	bool	   *none = palloc0(capture->n_columns * sizeof(bool));
-
-	describe_event(capture, CAPTURE_INSERT, row, values, nulls);
-	values[ACCORD_EVENT_BEFORE - 1] =
-		JsonbPGetDatum(accord_image_build(capture->image, row->tts_values,
-										  row->tts_isnull, none));
-	nulls[ACCORD_EVENT_BEFORE - 1] = false;
-	values[ACCORD_EVENT_CHANNELS - 1] =
-		PointerGetDatum(construct_empty_array(TEXTOID));
-	nulls[ACCORD_EVENT_CHANNELS - 1] = false;
-	accord_log_append(values, nulls);
-}
-
-char	   *
-accord_capture_key(const AccordCapture *capture, TupleTableSlot *row)
-{
-	slot_getallattrs(row);
-	return make_key(capture, row,
-					accord_image_build(capture->image, row->tts_values,
-									   row->tts_isnull, NULL));
-}
-
-static void
-capture_update(const AccordCapture *capture, TupleTableSlot *old_row,
-			   TupleTableSlot *new_row)
-{
-	bool		changed[MaxTupleAttributeNumber];
-	bool		moved = false;
-	Jsonb	   *before;
-
-	slot_getallattrs(old_row);
-	slot_getallattrs(new_row);
-	if (accord_image_compare(capture->image, old_row->tts_values,
-							 old_row->tts_isnull, new_row->tts_values,
-							 new_row->tts_isnull, changed) == 0)
-		return;
-	for (int i = 0; i < capture->n_columns; i++)
-		moved |= changed[i] && capture->is_identity[i];
-	if (moved)
-		append_event(capture, CAPTURE_DELETE, old_row, NULL);
-	before = accord_image_build(capture->image, old_row->tts_values,
-								old_row->tts_isnull, changed);
-	append_event(capture, moved ? CAPTURE_INSERT : CAPTURE_UPDATE, new_row,
-				 before);
-}
+/* ---- triggers ------------------------------------------------------------ */
 
 /*
  * Where there is a condition, updates by which a row comes to meet it, or
@@ -493,12 +270,63 @@ has_part(const Trigger *trigger, const char *part)
 	return trigger->tgnargs > 1 && strcmp(trigger->tgargs[1], part) == 0;
 }
 
+static void
+capture_insert(const AccordCapture *capture, TupleTableSlot *row)
+{
+	AccordRowImage image;
+
+	if (takes_place_of_moved(capture))
+	{
+		Moved	   *old_row = moved;
+
+		moved = NULL;
+		accord_rowevent_move(capture, &old_row->row, row);
+		MemoryContextDelete(old_row->context);
+		return;
+	}
+	accord_rowevent_image(capture, row, &image);
+	accord_rowevent_append(capture, ACCORD_ROW_INSERT, &image, NULL);
+}
+
+static void
+capture_delete(const AccordCapture *capture, TupleTableSlot *row)
+{
+	AccordRowImage image;
+
+	accord_rowevent_image(capture, row, &image);
+	accord_rowevent_append(capture, ACCORD_ROW_DELETE, &image, NULL);
+}
+
+/* A change of a row, whatever statement made it; NULL: there was, or is, none. */
+static void
+capture_change(const AccordCapture *capture, TupleTableSlot *old_row,
+			   TupleTableSlot *new_row)
+{
+	if (moved != NULL && !(old_row == NULL && takes_place_of_moved(capture)) &&
+		moved->depth == trigger_depth())
+		settle_moved();
+	if (old_row == NULL && new_row != NULL)
+		capture_insert(capture, new_row);
+	else if (old_row != NULL && new_row == NULL)
+	{
+		if (is_moved(old_row))
+			keep_moved(capture, old_row);
+		else
+			capture_delete(capture, old_row);
+	}
+	else if (old_row != NULL)
+		accord_rowevent_update(capture, old_row, new_row);
+}
+
 /* The row trigger: AFTER INSERT, UPDATE, DELETE. */
 Datum
 accord_capture_row(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
+	TupleTableSlot *old_row;
+	TupleTableSlot *new_row;
 	AccordCapture *capture;
+	bool		nests;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_AFTER(data->tg_event) ||
@@ -509,16 +337,22 @@ accord_capture_row(PG_FUNCTION_ARGS)
 				 errmsg("accord.capture_row() was not called by a trigger of "
 						"accord.capture()"),
 				 errhint("Call accord.capture() to have a table captured.")));
-	capture = find_capture(data);
-	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
-		append_event(capture, CAPTURE_INSERT, data->tg_trigslot, NULL);
-	else if (TRIGGER_FIRED_BY_DELETE(data->tg_event) ||
-			 has_part(data->tg_trigger, "leave"))
-		append_event(capture, CAPTURE_DELETE, data->tg_trigslot, NULL);
-	else if (has_part(data->tg_trigger, "enter"))
-		append_event(capture, CAPTURE_INSERT, data->tg_newslot, NULL);
-	else
-		capture_update(capture, data->tg_trigslot, data->tg_newslot);
+	capture = find_capture(data, &nests);
+	old_row = TRIGGER_FIRED_BY_INSERT(data->tg_event) ||
+		has_part(data->tg_trigger, "enter") ? NULL : data->tg_trigslot;
+	new_row = TRIGGER_FIRED_BY_INSERT(data->tg_event) ? data->tg_trigslot :
+		TRIGGER_FIRED_BY_DELETE(data->tg_event) ||
+		has_part(data->tg_trigger, "leave") ? NULL : data->tg_newslot;
+	if (nests)
+	{
+		if (accord_nest_is_early(data->tg_relation, old_row))
+			return PointerGetDatum(NULL);
+		new_row = accord_nest_latest(data->tg_relation, new_row);
+	}
+	capture_change(capture, old_row, new_row);
+	if (new_row != NULL && new_row != data->tg_trigslot &&
+		new_row != data->tg_newslot)
+		ExecDropSingleTupleTableSlot(new_row);
 	return PointerGetDatum(NULL);
 }
 
@@ -547,6 +381,8 @@ accord_capture_truncate(PG_FUNCTION_ARGS)
 	AccordCapture *capture;
 	TableScanDesc scan;
 	TupleTableSlot *row;
+	AccordRowImage image;
+	bool		nests;
 	MemoryContext per_row;
 	MemoryContext old;
 
@@ -560,8 +396,8 @@ accord_capture_truncate(PG_FUNCTION_ARGS)
 				 errhint("Call accord.capture() to have a table captured.")));
 	if (!is_captured(data->tg_relation))
 		return PointerGetDatum(NULL);	/* a partition that was detached */
-	capture = find_capture(data);
-	if (capture->refuses_truncate)
+	capture = find_capture(data, &nests);
+	if (accord_rowevent_refuses_truncate(capture))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot truncate captured table \"%s\"",
@@ -580,7 +416,8 @@ accord_capture_truncate(PG_FUNCTION_ARGS)
 	{
 		CHECK_FOR_INTERRUPTS();
 		old = MemoryContextSwitchTo(per_row);
-		append_event(capture, CAPTURE_TRUNCATE, row, NULL);
+		accord_rowevent_image(capture, row, &image);
+		accord_rowevent_append(capture, ACCORD_ROW_TRUNCATE, &image, NULL);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(per_row);
 	}

@@ -12,6 +12,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
+#include "capture.h"
 #include "guc.h"
 #include "http.h"
 #include "launcher.h"
@@ -30,5 +31,6 @@ _PG_init(void)
 		return;
 	accord_shmem_init();
 	accord_lifecycle_init();
+	accord_capture_init();
 	accord_launcher_init();
 }
