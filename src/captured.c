@@ -106,14 +106,33 @@ parse_expression(const char *text)
 	return linitial_node(ResTarget, select->targetList)->val;
 }
 
+/* Error context: a position is one in the condition, not in the statement. */
+static void
+locate_error(void *arg)
+{
+	int			position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery((const char *) arg);
+	}
+}
+
 static Node *
 analyze_condition(Oid relid, const char *text)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
 	ParseState *state = make_parsestate(NULL);
+	ErrorContextCallback callback;
 	ParseNamespaceItem *item;
 	Node	   *condition;
 
+	callback.callback = locate_error;
+	callback.arg = unconstify(char *, text);
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
 	state->p_sourcetext = text;
 	item = addRangeTableEntryForRelation(state, rel, AccessShareLock, NULL,
 										 false, true);
@@ -123,6 +142,7 @@ analyze_condition(Oid relid, const char *text)
 	condition = coerce_to_boolean(state, condition, "condition");
 	assign_expr_collations(state, condition);
 	free_parsestate(state);
+	error_context_stack = callback.previous;
 	table_close(rel, NoLock);
 	return condition;
 }
@@ -140,6 +160,9 @@ write_condition(Oid relid, Node *condition, const char *alias)
 	return CStringGetTextDatum(text);
 }
 
+/* Functions of ours that are under way: what DDL they do needs no following. */
+static int	at_work = 0;
+
 /* Calls an internal SQL function as the owner of the extension. */
 static Datum
 call_as_owner(const char *query, int n, Oid *types, Datum *values,
@@ -147,19 +170,28 @@ call_as_owner(const char *query, int n, Oid *types, Datum *values,
 {
 	Oid			user;
 	int			context;
-	Datum		result;
+	Datum		result = (Datum) 0;
 	bool		isnull;
 
 	GetUserIdAndSecContext(&user, &context);
 	SetUserIdAndSecContext(accord_db_owner(),
 						   context | SECURITY_LOCAL_USERID_CHANGE);
-	SPI_connect();
-	if (SPI_execute_with_args(query, n, types, values, nulls, false, 1) !=
-		SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "could not execute \"%s\"", query);
-	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-						   &isnull);
-	SPI_finish();
+	at_work++;
+	PG_TRY();
+	{
+		SPI_connect();
+		if (SPI_execute_with_args(query, n, types, values, nulls, false, 1) !=
+			SPI_OK_SELECT || SPI_processed != 1)
+			elog(ERROR, "could not execute \"%s\"", query);
+		result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+							   &isnull);
+		SPI_finish();
+	}
+	PG_FINALLY();
+	{
+		at_work--;
+	}
+	PG_END_TRY();
 	SetUserIdAndSecContext(user, context);
 	return result;
 }
@@ -274,9 +306,9 @@ accord_captured_follow(bool concerned)
 	Datum		argument;
 	Oid			type = INT4ARRAYOID;
 
-	if (!IsTransactionState())
-		n_dropped = 0;			/* what dropped them has failed */
-	if (!concerned && n_dropped == 0)
+	if (!IsTransactionState() || at_work > 0)
+		n_dropped = 0;			/* what dropped them has failed, or is ours */
+	if ((!concerned || at_work > 0) && n_dropped == 0)
 		return;
 	for (int i = 0; i < n_dropped; i++)
 		ids[i] = Int32GetDatum(dropped[i]);
