@@ -31,6 +31,7 @@
 #include "coalesce.h"
 #include "request.h"
 #include "settle.h"
+#include "supersede.h"
 
 static uint64
 hash_kind(AccordConnection *connection, const char *kind)
@@ -98,18 +99,35 @@ accord_coalesce_unsent(const AccordDelivery *delivery)
 		 (delivery->batch != NULL && !delivery->sent));
 }
 
+/* What counts of a delivery; what it still waits for, when it does. */
+static AccordStanding
+standing_of(const AccordDelivery *delivery)
+{
+	AccordStanding standing = {
+		.route = delivery->route,
+		.expires_at = delivery->expires_at,
+		.first_at = delivery->first_at,
+		.not_before = delivery->not_before,
+		.limit_at = delivery->limit_at,
+		.tried = delivery->attempts > 0,
+		.is_insert = delivery->is_insert,
+		.is_delete = delivery->is_delete,
+		.is_undone = delivery->is_undone
+	};
+
+	return standing;
+}
+
 /* Whether the newer of two of one kind makes the older one superfluous. */
 static bool
 supersedes(const AccordDelivery *newer, const AccordDelivery *older)
 {
-	if (newer->route != older->route && !newer->is_delete)
-		return false;
-	/* what is of use for less time cannot stand for the other */
-	if (newer->expires_at != 0 &&
-		(older->expires_at == 0 || newer->expires_at < older->expires_at))
-		return false;
-	return older->lane == NULL ||
-		accord_point_compare(older->lane->barrier, point_of(older)) <= 0;
+	AccordStanding newer_one = standing_of(newer);
+	AccordStanding older_one = standing_of(older);
+
+	return accord_supersede_may(&newer_one, &older_one) &&
+		(older->lane == NULL ||
+		 accord_point_compare(older->lane->barrier, point_of(older)) <= 0);
 }
 
 const char *
@@ -124,33 +142,26 @@ static void
 supersede(AccordDesk *desk, AccordDelivery *older, AccordDelivery *newer,
 		  TimestampTz now)
 {
-	bool		unknown = older->is_insert && older->attempts == 0;
+	AccordStanding heir = standing_of(newer);
+	AccordStanding left = standing_of(older);
 
+	desk->release |= older->limit_at != 0 && newer->limit_at == 0;
+	/* what is over is no reason to wait any more, but a retry's time is */
+	left.not_before = 0;
 	if (older->phase == ACCORD_PHASE_PARKED &&
 		older->due_at != older->limit_at &&
 		older->due_at != older->expires_at)
-		newer->not_before = Max(newer->not_before, older->due_at);
-	newer->limit_at = Max(newer->limit_at, older->limit_at);
-	newer->first_at = Min(newer->first_at, older->first_at);
-	/* the oldest decides: what an insert follows, the channel may have */
-	newer->is_insert = unknown && !newer->is_delete;
-	newer->is_undone = unknown && newer->is_delete;
-	desk->release |= older->limit_at != 0 && newer->limit_at == 0;
+		left.not_before = older->due_at;
+	accord_supersede_inherit(&heir, &left);
+	newer->not_before = heir.not_before;
+	newer->limit_at = heir.limit_at;
+	newer->first_at = heir.first_at;
+	newer->is_insert = heir.is_insert;
+	newer->is_undone = heir.is_undone;
 	accord_merge_leave(desk, older);
 	accord_delivery_claim(desk, older);
 	accord_settle_without(older, ACCORD_OUTCOME_SUPERSEDED,
 						  accord_coalesce_reason(newer), now);
-}
-
-/* When its key has been still for as long as the route asks. */
-static TimestampTz
-end_of_quiet(const AccordDelivery *delivery, const AccordRoute *route)
-{
-	TimestampTz end = delivery->owed_since + route->quiet_ms * 1000;
-
-	if (route->quiet_max_ms > 0)
-		end = Min(end, delivery->first_at + route->quiet_max_ms * 1000);
-	return end;
 }
 
 bool
@@ -189,8 +200,15 @@ accord_coalesce_owe(AccordDesk *desk, AccordDelivery *delivery,
 		return false;
 	}
 	if (route->quiet_ms > 0)
-		delivery->not_before = Max(delivery->not_before,
-								   end_of_quiet(delivery, route));
+	{
+		AccordStanding standing = standing_of(delivery);
+
+		delivery->not_before =
+			Max(delivery->not_before,
+				accord_supersede_quiet(&standing, delivery->owed_since,
+									   route->quiet_ms * 1000,
+									   route->quiet_max_ms * 1000));
+	}
 	accord_merge_enter(desk, delivery);
 	return true;
 }
@@ -204,7 +222,8 @@ accord_coalesce_send(AccordDesk *desk, AccordDelivery *delivery)
 		return NULL;
 	accord_merge_leave(desk, delivery);
 	newer = accord_merge_newer(desk, delivery);
-	if (newer == NULL || !accord_coalesce_unsent(newer) || !supersedes(newer, delivery))
+	if (newer == NULL || !accord_coalesce_unsent(newer) ||
+		!supersedes(newer, delivery))
 		return NULL;
 	return newer;
 }
