@@ -29,7 +29,7 @@ COMMENT ON COLUMN accord.source.owner IS 'the role that a webhook''s mapping fun
 -- message: what is received, as a mapping function gives it; in accord.receive() they are arguments, in the batch form
 -- members of JSON objects.
 CREATE TYPE accord.message AS (event_id text, topic text, target regclass, key text, op text, changes jsonb,
-    occurred_at timestamptz, revision numeric, account text);
+    occurred_at timestamptz, revision numeric, account text, base jsonb);
 COMMENT ON TYPE accord.message IS 'a message from outside, made by a source''s mapping function: f(headers jsonb, body jsonb) RETURNS SETOF accord.message; a null event_id means the one that the webhook''s scheme gives';
 
 -- Which options a type of verify takes, and which it needs; all but none need secrets.
@@ -107,15 +107,20 @@ BEGIN
             HINT = 'Write it as in {"topic": "booking.changed", "key": "$.id", "changes": "$.data"}.';
     END IF;
     FOR member IN SELECT m.key, m.value FROM jsonb_each(mapping) m LOOP
-        IF member.key NOT IN ('event_id', 'topic', 'target', 'key', 'op', 'changes', 'occurred_at', 'revision', 'account') THEN
+        IF member.key NOT IN ('event_id', 'topic', 'target', 'key', 'op', 'changes', 'occurred_at', 'revision', 'account', 'base') THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = format('mapping of accord.source has a member "%s" that is not known', member.key),
-                HINT = 'Use event_id, topic, target, key, op, changes, occurred_at, revision and account.';
+                HINT = 'Use event_id, topic, target, key, op, changes, occurred_at, revision, account and base.';
         END IF;
         IF jsonb_typeof(member.value) <> 'string' THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = format('member "%s" of mapping of accord.source is not a string', member.key),
                 HINT = 'Give a JSON path that begins with "$", or a constant.';
+        END IF;
+        IF member.key = 'target' AND member.value #>> '{}' LIKE '$%' THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = 'target in mapping of accord.source is a path: its sender would choose the table',
+                HINT = 'Give the name of a table with its schema, or write a mapping_function.';
         END IF;
         IF member.value #>> '{}' LIKE '$%' THEN
             PERFORM (member.value #>> '{}')::jsonpath;

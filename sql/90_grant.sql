@@ -26,8 +26,11 @@ BEGIN
     PERFORM accord.check_role(role);
     EXECUTE format('GRANT INSERT, SELECT ON accord.outbox TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.expand(text, jsonb), '
-                   'accord.receive(text, text, text, text, jsonb, timestamptz, numeric, text, regclass, text), '
+                   'accord.receive(text, text, text, text, jsonb, timestamptz, numeric, text, regclass, text, jsonb), '
                    'accord.receive_batch(text, jsonb) TO %s', role);
+    -- those two look at the table's owner; what accord.once() runs is run as the caller
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.idempotent(regclass, text[], interval, text, text[]), '
+                   'accord.not_idempotent(regclass), accord.once(text, text, jsonb, text, boolean) TO %s', role);
     -- each of these looks at the consumer's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.poll(text, integer, boolean), accord.advance(text, bigint), '
                    'accord.rewind(text, bigint), accord.rewind(text, timestamptz), accord.seq_at(timestamptz) TO %s', role);
@@ -94,7 +97,8 @@ BEGIN
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
                    'accord.resume(text, text, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
-                   'accord.check_verify(jsonb), accord.check_mapping(jsonb), accord.check_mapping_function(text, text) TO %s', role);
+                   'accord.check_verify(jsonb), accord.check_mapping(jsonb), accord.check_mapping_function(text, text), '
+                   'accord.receive_webhook(text, jsonb, bytea), accord.expose_webhook(text, regnamespace, text) TO %s', role);
     -- all but override() look at the table's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.manage(regclass, text[]), accord.unmanage(regclass), '
                    'accord.set_policy(regclass, text, text, jsonb, text), accord.drop_policy(regclass, text, text), '

@@ -39,7 +39,8 @@ static const char *const members[] = {
 	[ACCORD_MESSAGE_CHANGES] = "changes",
 	[ACCORD_MESSAGE_OCCURRED_AT] = "occurred_at",
 	[ACCORD_MESSAGE_REVISION] = "revision",
-	[ACCORD_MESSAGE_ACCOUNT] = "account"
+	[ACCORD_MESSAGE_ACCOUNT] = "account",
+	[ACCORD_MESSAGE_BASE] = "base"
 };
 
 int
@@ -68,6 +69,8 @@ accord_message_from_values(AccordMessage *message, const Datum *values,
 		message->target = DatumGetObjectId(values[ACCORD_MESSAGE_TARGET]);
 	if (!nulls[ACCORD_MESSAGE_CHANGES])
 		message->changes = DatumGetJsonbP(values[ACCORD_MESSAGE_CHANGES]);
+	if (!nulls[ACCORD_MESSAGE_BASE])
+		message->base = DatumGetJsonbP(values[ACCORD_MESSAGE_BASE]);
 	if (!nulls[ACCORD_MESSAGE_REVISION])
 		message->revision = DatumGetNumeric(values[ACCORD_MESSAGE_REVISION]);
 	message->has_occurred_at = !nulls[ACCORD_MESSAGE_OCCURRED_AT];
@@ -162,6 +165,9 @@ accord_message_set(AccordMessage *message, AccordMessageMember member,
 		case ACCORD_MESSAGE_ACCOUNT:
 			message->account = cstring_to_text(accord_json_text(value));
 			break;
+		case ACCORD_MESSAGE_BASE:
+			message->base = JsonbValueToJsonb(value);
+			break;
 		case ACCORD_MESSAGE_MEMBERS:
 			break;
 	}
@@ -196,8 +202,8 @@ accord_message_from_json(AccordMessage *message, JsonbValue *object)
 						 errmsg("a message has no member \"%.*s\"",
 								value.val.string.len, value.val.string.val),
 						 errhint("Use event_id, topic, target, key, op, "
-								 "changes, occurred_at, revision and "
-								 "account.")));
+								 "changes, occurred_at, revision, account "
+								 "and base.")));
 		}
 		else if (token == WJB_VALUE)
 			accord_message_set(message, member, &value);
@@ -249,6 +255,15 @@ add_text(StringInfo content, text * value)
 }
 
 static void
+add_json(StringInfo content, Jsonb *value)
+{
+	if (value == NULL)
+		appendStringInfoString(content, "-;");
+	else
+		add_bytes(content, VARDATA(value), VARSIZE(value) - VARHDRSZ);
+}
+
+static void
 add_target(StringInfo content, Oid target)
 {
 	char	   *name;
@@ -281,11 +296,8 @@ accord_message_fingerprint(const AccordMessage *message, uint8 *fingerprint)
 	add_text(&content, message->key);
 	add_text(&content, message->op);
 	add_text(&content, message->account);
-	if (message->changes != NULL)
-		add_bytes(&content, VARDATA(message->changes),
-				  VARSIZE(message->changes) - VARHDRSZ);
-	else
-		appendStringInfoString(&content, "-;");
+	add_json(&content, message->changes);
+	add_json(&content, message->base);
 	if (message->has_occurred_at)
 		appendStringInfo(&content, INT64_FORMAT ";", message->occurred_at);
 	else

@@ -23,6 +23,7 @@ typedef enum AccordMessageMember
 	ACCORD_MESSAGE_OCCURRED_AT,
 	ACCORD_MESSAGE_REVISION,
 	ACCORD_MESSAGE_ACCOUNT,
+	ACCORD_MESSAGE_BASE,
 	ACCORD_MESSAGE_MEMBERS
 } AccordMessageMember;
 
@@ -39,6 +40,7 @@ typedef struct AccordMessage
 	TimestampTz occurred_at;
 	Numeric		revision;
 	text	   *account;
+	Jsonb	   *base;			/* what its author saw before the changes */
 } AccordMessage;
 
 /* Of values in the order of AccordMessageMember. */

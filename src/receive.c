@@ -37,6 +37,7 @@
 #include "image.h"
 #include "json.h"
 #include "log.h"
+#include "managed.h"
 #include "outbox.h"
 #include "receive.h"
 #include "target.h"
@@ -229,8 +230,6 @@ fill_row_event(const AccordMessage *message, const AccordTargetEvents *events,
 	if (events->account != NULL && row != NULL)
 		account = accord_image_text(row, events->account);
 	memset(nulls, true, ACCORD_EVENT_COLUMNS * sizeof(bool));
-	if (events->table_id != 0)
-		SET(ACCORD_EVENT_TABLE_ID, Int32GetDatum(events->table_id));
 	SET(ACCORD_EVENT_TOPIC, message->topic != NULL && events->table_id == 0 ?
 		PointerGetDatum(message->topic) : CStringGetTextDatum(events->topic));
 	SET_TEXT(ACCORD_EVENT_KEY, applied->key);
@@ -332,7 +331,7 @@ receive_change(const AccordSource *source, const AccordMessage *message,
 	if (events.table_id != 0)
 		entry->has_event = accord_log_captured_since(before, events.table_id,
 													 &entry->event_id);
-	else if (applied->op != NULL)
+	else if (applied->op != NULL && applied->status != ACCORD_RECEIVED_LOST)
 		append_change(source, message, &events, applied, entry);
 	if (applied->status == ACCORD_RECEIVED_LOST ||
 		applied->status == ACCORD_RECEIVED_PARTLY)
@@ -345,13 +344,19 @@ receive_new(const AccordSource *source, AccordKeys *keys,
 			AccordMessage *message, Datum scope, AccordKeyEntry *entry)
 {
 	AccordApplied applied = {0};
-	TimestampTz clamped_from = clamp_time(source, message);
+	TimestampTz clamped_from = 0;
 	Jsonb	   *result;
 
+	/* a managed table's stamps are made of the time as it is given */
+	if (!OidIsValid(message->target) ||
+		!accord_managed_is(message->target))
+		clamped_from = clamp_time(source, message);
 	if (OidIsValid(message->target))
 		receive_change(source, message, &applied, entry);
 	else
 		append_message(source, message, entry);
+	if (applied.clamped)
+		clamped_from = message->occurred_at;
 	if (applied.status == ACCORD_RECEIVED_APPLIED && applied.applied == NULL &&
 		clamped_from == 0)
 		result = plain_result(message, entry);
@@ -403,7 +408,7 @@ get_source(Datum name, bool isnull, AccordSource *source)
 
 /*
  * accord.receive(source, event_id, topic, key, changes, occurred_at, revision,
- * op, target, account)
+ * op, target, account, base)
  */
 Datum
 accord_receive(PG_FUNCTION_ARGS)
@@ -412,7 +417,7 @@ accord_receive(PG_FUNCTION_ARGS)
 		ACCORD_MESSAGE_EVENT_ID, ACCORD_MESSAGE_TOPIC, ACCORD_MESSAGE_KEY,
 		ACCORD_MESSAGE_CHANGES, ACCORD_MESSAGE_OCCURRED_AT,
 		ACCORD_MESSAGE_REVISION, ACCORD_MESSAGE_OP, ACCORD_MESSAGE_TARGET,
-		ACCORD_MESSAGE_ACCOUNT
+		ACCORD_MESSAGE_ACCOUNT, ACCORD_MESSAGE_BASE
 	};
 	Datum		values[ACCORD_MESSAGE_MEMBERS];
 	bool		nulls[ACCORD_MESSAGE_MEMBERS];

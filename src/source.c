@@ -27,6 +27,7 @@
 #include "accord.h"
 #include "config.h"
 #include "db.h"
+#include "secret.h"
 #include "source.h"
 
 #define DEFAULT_SKEW (5 * USECS_PER_MINUTE)
@@ -207,20 +208,38 @@ copy_text(uint64 row, int column, MemoryContext context)
 		MemoryContextStrdup(context, TextDatumGetCString(value));
 }
 
+/* Those that are stored and can be opened; of others the log tells. */
 static void
 load_secrets(const char *name, AccordWebhookSource *source,
 			 MemoryContext context)
 {
-	query_source("SELECT s.value FROM accord.source o, "
+	const char *fault = NULL;
+	AccordSecretKeys *keys = accord_secret_keys(false, &fault);
+
+	query_source("SELECT s.name, s.value FROM accord.source o, "
 				 "pg_catalog.jsonb_array_elements_text(o.verify "
 				 "OPERATOR(pg_catalog.->) 'secrets') n "
 				 "JOIN accord.secret s ON s.name OPERATOR(pg_catalog.=) n "
 				 "WHERE o.name OPERATOR(pg_catalog.=) $1", name);
-	source->n_secrets = (int) SPI_processed;
 	source->secrets = MemoryContextAllocZero(context, sizeof(char *) *
-											 (source->n_secrets + 1));
-	for (int i = 0; i < source->n_secrets; i++)
-		source->secrets[i] = copy_text(i, 1, context);
+											 (SPI_processed + 1));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *secret = copy_text(i, 1, CurrentMemoryContext);
+		char	   *value = accord_secret_open(keys, secret,
+											   copy_text(i, 2, CurrentMemoryContext),
+											   &fault);
+
+		if (value != NULL)
+			source->secrets[source->n_secrets++] =
+				MemoryContextStrdup(context, value);
+		else
+			ereport(LOG,
+					(errmsg("secret \"%s\" of source \"%s\" cannot be opened: "
+							"%s", secret, name, fault)));
+	}
+	if (keys != NULL)
+		accord_secret_forget(keys);
 }
 
 AccordWebhookSource *

@@ -29,7 +29,6 @@
 #include "nodes/parsenodes.h"
 #include "nodes/value.h"
 #include "parser/parse_func.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
@@ -45,7 +44,7 @@
 #include "db.h"
 #include "image.h"
 #include "json.h"
-#include "resolve.h"
+#include "managed.h"
 #include "rowkey.h"
 #include "target.h"
 
@@ -823,20 +822,16 @@ event_key(Target *target, Jsonb *row)
 	return key == NULL ? NULL : cstring_to_text(key);
 }
 
-/* Runs the statements, within SPI and with accord.source set. */
+/* A table without policies takes a change as it comes. */
 static void
-change_row(Target *target, const AccordMessage *message,
-		   const AccordSource *source, AccordApplied *applied)
+run_change(Target *target, const AccordMessage *message, Jsonb *key,
+		   AccordApplied *applied)
 {
 	MemoryContext context = CurrentMemoryContext;
 	bool		may_insert;
 	bool		may_update;
 	Verb		verb = parse_op(message, &may_insert, &may_update);
-	Jsonb	   *key = key_object(target, message);
-	int			level = NewGUCNestLevel();
 
-	(void) set_config_option("accord.source", source->name, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
 	if (verb == VERB_DELETE)
 		delete_row(target, key, context, applied);
@@ -844,96 +839,31 @@ change_row(Target *target, const AccordMessage *message,
 		write_row(target, message, key, may_insert, may_update, context,
 				  applied);
 	SPI_finish();
-	AtEOXact_GUC(true, level);
 	applied->status = applied->op != NULL ? ACCORD_RECEIVED_APPLIED :
 		ACCORD_RECEIVED_IGNORED;
-	applied->key = event_key(target, applied->row ? applied->row :
-							 applied->before ? applied->before : key);
 }
 
-/*
- * A managed table is written as its owner: so who receives must be allowed to
- * do what the message asks for.
- */
+/* With accord.source set, so that triggers and events know. */
 static void
-require_privileges(const Target *target, AccordChangeOp op)
+change_row(Target *target, const AccordMessage *message,
+		   const AccordSource *source, AccordApplied *applied)
 {
-	AclMode		needed = op == ACCORD_CHANGE_DELETE ? ACL_DELETE :
-	op == ACCORD_CHANGE_INSERT ? ACL_INSERT :
-	op == ACCORD_CHANGE_UPDATE ? ACL_UPDATE : ACL_INSERT | ACL_UPDATE;
+	Jsonb	   *key = key_object(target, message);
+	int			level = NewGUCNestLevel();
 
-	if (pg_class_aclmask(target->relid, GetUserId(), needed, ACLMASK_ALL) !=
-		needed)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for table %s", target->name),
-				 errhint("Grant INSERT, UPDATE and DELETE on it to the role "
-						 "that receives.")));
-}
-
-/* What merging made of it, in the words of a message's result. */
-static void
-tell_resolved(Target *target, Jsonb *key, const AccordResolved *resolved,
-			  AccordApplied *applied)
-{
-	bool		any_applied = JB_ROOT_COUNT(resolved->applied) > 0;
-	bool		any_lost = JB_ROOT_COUNT(resolved->lost) > 0;
-	Jsonb	   *row = resolved->row;
-	Jsonb	   *before = resolved->before;
-
-	if (row != NULL && before == NULL)
-		applied->op = "insert";
-	else if (row == NULL && before != NULL)
-		applied->op = "delete";
-	else if (row != NULL && accord_value_compare(row, before) != 0)
-		applied->op = "update";
-	applied->status = resolved->is_lost && !any_applied ? ACCORD_RECEIVED_LOST :
-		any_lost ? (any_applied ? ACCORD_RECEIVED_PARTLY :
-					ACCORD_RECEIVED_LOST) :
-		applied->op != NULL || any_applied ? ACCORD_RECEIVED_APPLIED :
-		ACCORD_RECEIVED_IGNORED;
-	applied->row = row;
-	applied->before = row == NULL || before == NULL ? before :
-		changed_columns(before, row);
-	applied->applied = resolved->applied;
-	applied->lost = any_lost ? resolved->lost : NULL;
-	applied->key = event_key(target, row ? row : before ? before : key);
-}
-
-/* A managed table: merged by its policies. */
-static void
-merge_row(Target *target, const AccordMessage *message,
-		  const AccordSource *source, AccordApplied *applied)
-{
-	bool		may_insert;
-	bool		may_update;
-	Verb		verb = parse_op(message, &may_insert, &may_update);
-	AccordResolved resolved;
-	AccordChange change;
-	int			level;
-
-	memset(&change, 0, sizeof(change));
-	change.relid = message->target;
-	change.key = key_object(target, message);
-	change.op = verb == VERB_DELETE ? ACCORD_CHANGE_DELETE :
-		may_insert && may_update ? ACCORD_CHANGE_UPSERT :
-		may_insert ? ACCORD_CHANGE_INSERT : ACCORD_CHANGE_UPDATE;
-	require_privileges(target, change.op);
-	change.changes = verb == VERB_DELETE ? NULL : message->changes;
-	change.source = source->name;
-	change.event_id = text_to_cstring(message->event_id);
-	change.occurred_at = message->has_occurred_at ? message->occurred_at : 0;
-	change.revision = message->revision == NULL ? NULL :
-		DatumGetCString(DirectFunctionCall1(numeric_out,
-											NumericGetDatum(message->revision)));
-	change.skew_us = source->skew;
-	change.refuse_ahead = source->refuse_ahead;
-	level = NewGUCNestLevel();
 	(void) set_config_option("accord.source", source->name, PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	accord_resolve(&change, &resolved);
+	if (accord_managed_is(target->relid))
+	{
+		accord_managed_apply(message, source, key, applied);
+		if (applied->row != NULL && applied->before != NULL)
+			applied->before = changed_columns(applied->before, applied->row);
+	}
+	else
+		run_change(target, message, key, applied);
 	AtEOXact_GUC(true, level);
-	tell_resolved(target, change.key, &resolved, applied);
+	applied->key = event_key(target, applied->row ? applied->row :
+							 applied->before ? applied->before : key);
 }
 
 void
@@ -946,10 +876,7 @@ accord_target_apply(const AccordMessage *message, const AccordSource *source,
 	target->in_use++;
 	PG_TRY();
 	{
-		if (accord_resolve_manages(message->target))
-			merge_row(target, message, source, applied);
-		else
-			change_row(target, message, source, applied);
+		change_row(target, message, source, applied);
 	}
 	PG_FINALLY();
 	{

@@ -30,6 +30,7 @@ typedef struct AccordApplied
 	Jsonb	   *applied;		/* columns that took effect; NULL: those given */
 	Jsonb	   *lost;			/* columns that did not, with what stands; or
 								 * NULL */
+	bool		clamped;		/* its time was too far ahead */
 } AccordApplied;
 
 /*

@@ -105,7 +105,7 @@ INSERT INTO expected VALUES
         now(), actor text, comment text'),
     ('marks', 'name text, seq bigint, marked_at timestamptz, actor text, comment text'),
     ('message', 'event_id text, topic text, target regclass, key text, op text, changes jsonb, occurred_at timestamptz,
-        revision numeric, account text'),
+        revision numeric, account text, base jsonb'),
     ('outbox', 'event_id uuid default accord.outbox_event_id(), topic text, key text, op text default
         ''event''::text, payload jsonb, before jsonb, source text, account text, channels text[],
         deliver_at timestamptz, expires_at timestamptz, priority smallint default 1, idempotency_key text, headers jsonb, occurred_at timestamptz, recorded_at
@@ -270,8 +270,13 @@ INSERT INTO expected_function VALUES
     ('adopt() void'),
     ('launch() void'),
     ('receive(source text, event_id text, topic text, key text, changes jsonb, occurred_at timestamptz, revision
-        numeric, op text, target regclass, account text) jsonb'),
+        numeric, op text, target regclass, account text, base jsonb) jsonb'),
     ('receive_batch(source text, messages jsonb) SETOF jsonb'),
+    ('receive_webhook(source text, headers jsonb, body bytea) jsonb'),
+    ('expose_webhook(source text, schema regnamespace, name text) void'),
+    ('idempotent(relation regclass, columns text[], "window" interval, on_repeat text, content text[]) text'),
+    ('not_idempotent(relation regclass) boolean'),
+    ('once(scope text, key text, request jsonb, statement text, wait boolean) jsonb'),
     ('turn_rings(force boolean) void');
 INSERT INTO expected_function VALUES
     ('manage(relation regclass, key_columns text[]) integer'),
@@ -375,7 +380,8 @@ CREATE TEMPORARY VIEW writer_may (name, privilege) AS
            ('poll', 'EXECUTE'), ('advance', 'EXECUTE'), ('rewind', 'EXECUTE'), ('seq_at', 'EXECUTE'),
            ('row_key', 'EXECUTE'), ('capture', 'EXECUTE'), ('release', 'EXECUTE'),
            ('baseline', 'EXECUTE'),
-           ('outbox_event_id', 'EXECUTE'), ('receive', 'EXECUTE'), ('receive_batch', 'EXECUTE');
+           ('outbox_event_id', 'EXECUTE'), ('receive', 'EXECUTE'), ('receive_batch', 'EXECUTE'), ('idempotent', 'EXECUTE'),
+           ('not_idempotent', 'EXECUTE'), ('once', 'EXECUTE');
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                         'rate_limit', 'paused', 'outbox', 'backlog',
@@ -402,7 +408,7 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['manage', 'unmanage', 'set_policy', 'drop_policy', 'override', 'what_if', 'check_policy']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping',
-                              'check_mapping_function']), 'EXECUTE'
+                              'check_mapping_function', 'receive_webhook', 'expose_webhook']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['revert', 'undelete', 'revert_commits', 'revert_net', 'revert_steps',
                               'revert_decide', 'key_image', 'key_condition', 'from_name', 'type_name', 'revert_current',
                               'revert_since', 'revert_plan_table', 'revert_statement', 'revert_referrers', 'revert_try',

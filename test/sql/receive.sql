@@ -127,6 +127,20 @@ SELECT accord.release('rv.room');
 SELECT rv.stable(accord.receive('rv.ota', 'e4', key => '1', changes => '{"beds": 4}', target => 'rv.room'));
 SELECT topic, key, op, before FROM accord.event_log WHERE topic = 'room' AND source = 'rv.ota';
 
+-- A managed table merges: what lost is told, and its channel alone is sent the row as it stands.
+CREATE TABLE rv.guest (id integer PRIMARY KEY, name text, beds integer);
+SELECT accord.set_policy('rv.guest', '*', 'latest') AS version;
+SELECT accord.capture('rv.guest', topic => 'rv.guest') > 0 AS captured;
+SELECT rv.stable(accord.receive('rv.ota', 'g1', key => '1', changes => '{"name": "Ann", "beds": 1}', target => 'rv.guest', occurred_at => '2026-01-01'));
+SELECT rv.stable(accord.receive('rv.pms', 'g1', key => '1', changes => '{"name": "Anna"}', target => 'rv.guest', occurred_at => '2026-01-03'));
+SELECT rv.stable(accord.receive('rv.ota', 'g2', key => '1', changes => '{"name": "Anne", "beds": 2}', target => 'rv.guest', occurred_at => '2026-01-02'));
+SELECT rv.stable(accord.receive('rv.ota', 'g2', key => '1', changes => '{"name": "Anne", "beds": 2}', target => 'rv.guest', occurred_at => '2026-01-02'));
+SELECT rv.stable(accord.receive('rv.ota', 'g3', key => '1', changes => '{"name": "Annie"}', target => 'rv.guest', occurred_at => '2026-01-02'));
+SELECT rv.stable(accord.receive('rv.ota', 'g4', key => '1', target => 'rv.guest', op => 'delete', occurred_at => '2026-01-02'));
+SELECT rv.stable(accord.receive('rv.ota', 'g5', key => '1', changes => '{"beds": 3}', target => 'rv.guest', occurred_at => '2100-01-01'));
+SELECT op, source, channels, payload, before, table_id IS NOT NULL AS captured
+FROM accord.event_log WHERE topic = 'rv.guest' ORDER BY tx_id, ord;
+
 -- A clock ahead of ours is brought nearer, or its messages are refused.
 SELECT rv.stable(accord.receive('rv.ota', 'f1', 'rv.time', changes => '1', occurred_at => now() + interval '1 min'));
 SELECT rv.stable(accord.receive('rv.ota', 'f2', 'rv.time', changes => '2', occurred_at => '2100-01-01 00:00+00'));
@@ -204,6 +218,17 @@ SELECT accord.receive_batch('rv.ota', '[1]');
 SELECT accord.receive_batch('rv.ota', '[{"event_id": "1", "tpoic": "x"}]');
 SELECT accord.receive_batch('rv.ota', '[{"event_id": "1", "topic": "rv.x", "occurred_at": "soon"}]');
 
+-- What arrives at a managed table is looked at in the same way.
+\pset format unaligned
+\pset tuples_only on
+SELECT rv.try(a) FROM unnest(ARRAY[
+    $$'rv.ota', '1', target => 'rv.guest', changes => '{"name": "x"}'$$,
+    $$'rv.ota', '1', target => 'rv.guest', key => '1', changes => '{"nope": "x"}'$$,
+    $$'rv.ota', '1', target => 'rv.guest', key => '1', changes => '{"beds": "x"}'$$,
+    $$'rv.ota', '1', target => 'rv.guest', key => '1', changes => '{}', op => 'merge'$$]) a;
+\pset tuples_only off
+\pset format aligned
+
 -- Who may receive writes a table only as far as they may anyway.
 CREATE ROLE regress_accord_receiver;
 SELECT accord.grant_writer('regress_accord_receiver');
@@ -211,6 +236,7 @@ GRANT USAGE ON SCHEMA rv TO regress_accord_receiver;
 SET ROLE regress_accord_receiver;
 SELECT accord.receive('rv.ota', 'r1', 'rv.role') ->> 'status' AS status;
 SELECT accord.receive('rv.ota', 'r2', target => 'rv.booking', key => '7', changes => '{"nights": 9}');
+SELECT accord.receive('rv.ota', 'r3', target => 'rv.guest', key => '1', changes => '{"beds": 9}');
 SELECT count(*) FROM accord.inbox;
 RESET ROLE;
 GRANT SELECT, UPDATE ON rv.booking TO regress_accord_receiver;
