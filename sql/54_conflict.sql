@@ -326,6 +326,47 @@ CREATE VIEW accord.conflict AS
     FROM accord.conflict_log c LEFT JOIN accord.managed m ON m.id = c.managed;
 COMMENT ON VIEW accord.conflict IS 'decisions between changes that did not know of each other: who won, who lost (a null source is the application), by which rule; state: decided, held (for a person: accord.override()), overridden';
 
+-- The value that a column gets when the loser of a conflict wins after all. Where parts lost, they take the place of
+-- those that stand; the rest stays.
+CREATE FUNCTION accord.override_value(standing jsonb, loser jsonb, rule text, is_document boolean) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    result jsonb := standing;
+    part record;
+    path text[];
+BEGIN
+    IF is_document AND rule IN ('json', 'three-way') AND jsonb_typeof(loser) = 'object' THEN
+        FOR part IN SELECT * FROM jsonb_each(loser) LOOP
+            path := ARRAY(SELECT replace(replace(s, '~1', '/'), '~0', '~')
+                          FROM unnest((string_to_array(part.key, '/'))[2 : ]) s);
+            IF cardinality(path) = 0 THEN
+                result := part.value;
+                CONTINUE;
+            END IF;
+            IF coalesce(jsonb_typeof(result), 'null') <> 'object' THEN
+                result := '{}';
+            END IF;
+            FOR i IN 1 .. cardinality(path) - 1 LOOP
+                IF jsonb_typeof(result #> path[1 : i]) IS DISTINCT FROM 'object' THEN
+                    result := jsonb_set(result, path[1 : i], '{}');
+                END IF;
+            END LOOP;
+            result := CASE WHEN part.value = 'null' THEN result #- path ELSE jsonb_set(result, path, part.value) END;
+        END LOOP;
+        RETURN result;
+    ELSIF rule IN ('set', 'three-way') AND jsonb_typeof(loser) = 'object' THEN
+        RETURN coalesce((SELECT jsonb_agg(e) FROM (
+            SELECT e FROM jsonb_array_elements(coalesce(nullif(standing, 'null'), '[]')) e
+            WHERE NOT coalesce(loser -> 'remove', '[]') @> jsonb_build_array(e)
+            UNION SELECT e FROM jsonb_array_elements(coalesce(loser -> 'add', '[]')) e) x), '[]');
+    ELSIF jsonb_typeof(loser) = 'object' AND jsonb_typeof(standing) = 'number' AND loser ? 'add' THEN
+        RETURN to_jsonb((standing #>> '{}')::numeric + (loser ->> 'add')::numeric);
+    END IF;
+    RETURN loser;
+END
+$$;
+COMMENT ON FUNCTION accord.override_value(jsonb, jsonb, text, boolean) IS 'internal: the value that a column gets when the loser of a conflict wins after all';
+
 CREATE FUNCTION accord.override(conflict bigint, reason text, OUT applied jsonb, OUT "row" jsonb) RETURNS record
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -351,7 +392,11 @@ BEGIN
     SELECT * INTO result FROM accord.apply_change(
         c.relation, key_object,
         CASE WHEN c.column_name IS NOT NULL THEN 'update' WHEN c.loser IS NULL THEN 'delete' ELSE 'upsert' END,
-        CASE WHEN c.column_name IS NOT NULL THEN jsonb_build_object(c.column_name, c.loser) ELSE c.loser END,
+        CASE WHEN c.column_name IS NULL THEN c.loser
+             ELSE jsonb_build_object(c.column_name, accord.override_value(
+                 accord.row_now(c.relation, c.key) -> c.column_name, c.loser, c.rule,
+                 (SELECT a.atttypid = 'jsonb'::regtype FROM pg_attribute a
+                  WHERE a.attrelid = c.relation AND a.attname = c.column_name))) END,
         c.loser_source, 'override:' || conflict, NULL, c.loser_revision, NULL, true);
     PERFORM accord.control_append('accord.override', jsonb_build_object(
         'relation', c.relation, 'key', c.key, 'column', c.column_name, 'conflict', conflict, 'value', c.loser,

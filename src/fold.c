@@ -17,6 +17,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 
 #include "accord.h"
 #include "compat.h"
@@ -254,7 +255,12 @@ shuffle(int *order, int n, const History *history, pg_prng_state *random)
 static Jsonb *
 run(const History *history, const int *order, int n)
 {
+	MemoryContext scratch = AllocSetContextCreate(CurrentMemoryContext,
+												  "pg_accord fold",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(scratch);
 	AccordEntity *entity = begin(history);
+	Jsonb	   *outcome;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -262,7 +268,12 @@ run(const History *history, const int *order, int n)
 
 		merge_next(entity, &history->changes[order[i]], &result);
 	}
-	return outcome_of(entity);
+	outcome = outcome_of(entity);
+	MemoryContextSwitchTo(old);
+	if (outcome != NULL)
+		outcome = (Jsonb *) PG_DETOAST_DATUM_COPY(JsonbPGetDatum(outcome));
+	MemoryContextDelete(scratch);
+	return outcome;
 }
 
 static void

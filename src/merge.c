@@ -46,9 +46,10 @@ accord_merge_op_word(AccordChangeOp op)
 
 /* ---- winning and losing -------------------------------------------------- */
 
-static void
-note_conflict(AccordVerdict *verdict, Jsonb *winner, AccordStamp winner_stamp,
-			  Jsonb *loser, AccordStamp loser_stamp)
+void
+accord_merge_note(AccordVerdict *verdict, Jsonb *winner,
+				  AccordStamp winner_stamp, Jsonb *loser,
+				  AccordStamp loser_stamp)
 {
 	verdict->conflict = true;
 	verdict->winner = winner;
@@ -65,7 +66,7 @@ accord_merge_take(AccordRegister *r, Jsonb **value, const AccordIncoming *in,
 
 	if (r->known && !saw && !accord_value_equal(in->value, *value) &&
 		!accord_stamp_same_source(&r->won, &in->stamp))
-		note_conflict(verdict, in->value, in->stamp, *value, r->won);
+		accord_merge_note(verdict, in->value, in->stamp, *value, r->won);
 	r->known = true;
 	r->won = in->stamp;
 	r->has_base = in->has_base;
@@ -81,7 +82,7 @@ accord_merge_lose(AccordRegister *r, Jsonb *value, const AccordIncoming *in,
 	bool		saw = r->has_base && r->base == accord_value_hash(in->value);
 
 	if (!saw && !accord_value_equal(in->value, value))
-		note_conflict(verdict, value, r->won, in->value, in->stamp);
+		accord_merge_note(verdict, value, r->won, in->value, in->stamp);
 }
 
 /* ---- one value against another: latest, first, priority, owner ----------- */
@@ -218,7 +219,7 @@ merge_own(const AccordPolicy *policy, AccordRegister *r, Jsonb **value,
 	/* who comes second loses under first, whoever was first */
 	if (policy->strategy == ACCORD_FIRST && is_new &&
 		!accord_value_equal(before, in->value))
-		note_conflict(verdict, *value, stamp,
+		accord_merge_note(verdict, *value, stamp,
 					  verdict->took ? before : in->value,
 					  verdict->took ? r->won : in->stamp);
 	r->won = stamp;
@@ -429,7 +430,7 @@ merge_park(AccordRegister *r, Jsonb **value, AccordIncoming *in,
 	{
 		verdict->took = true;
 		if (!accord_value_equal(old, *value))
-			note_conflict(verdict, *value, r->won, old, old_stamp);
+			accord_merge_note(verdict, *value, r->won, old, old_stamp);
 	}
 	else if (!is_holder && is_latest)
 		accord_merge_lose(r, *value, in, verdict);
@@ -565,6 +566,12 @@ merge_columns(AccordEntity *entity, const AccordRowChange *change,
 		conflict->column = column;
 		if (conflict->verdict.conflict)
 			result->n_conflicts++;
+		if (conflict->verdict.also != NULL)
+		{
+			conflict[1].column = column;
+			conflict[1].verdict = *conflict->verdict.also;
+			result->n_conflicts++;
+		}
 	}
 }
 
@@ -600,7 +607,7 @@ note_row_conflict(AccordRowResult *result, Jsonb *winner,
 	memset(conflict, 0, sizeof(*conflict));
 	conflict->column = -1;
 	conflict->verdict.rule = "delete";
-	note_conflict(&conflict->verdict, winner, winner_stamp, loser,
+	accord_merge_note(&conflict->verdict, winner, winner_stamp, loser,
 				  loser_stamp);
 }
 
@@ -652,7 +659,8 @@ accord_merge_row(AccordEntity *entity, AccordRowChange *change,
 
 	result->took = palloc0(n * sizeof(bool));
 	result->given = palloc0(n * sizeof(bool));
-	result->conflicts = palloc0((n + 2) * sizeof(AccordConflict));
+	result->conflicts = palloc0((2 * n + 2) *
+								 sizeof(AccordConflict));
 	result->n_conflicts = 0;
 	if (change->op != ACCORD_CHANGE_DELETE)
 		merge_columns(entity, change, result);

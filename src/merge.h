@@ -35,6 +35,8 @@ typedef struct AccordVerdict
 	AccordStamp winner_stamp;
 	Jsonb	   *loser;
 	AccordStamp loser_stamp;
+	struct AccordVerdict *also; /* a change that is merged by parts may win
+								 * with some and lose with others */
 } AccordVerdict;
 
 /*
@@ -64,6 +66,10 @@ extern void accord_merge_json(AccordManaged *managed, int column,
 extern void accord_merge_custom(AccordManaged *managed, int column,
 								AccordRegister *r, Jsonb **value,
 								AccordIncoming *in, AccordVerdict *verdict);
+
+extern void accord_merge_note(AccordVerdict *verdict, Jsonb *winner,
+							  AccordStamp winner_stamp, Jsonb *loser,
+							  AccordStamp loser_stamp);
 
 /* For these: the change wins over, or loses to, what is there. */
 extern void accord_merge_take(AccordRegister *r, Jsonb **value,

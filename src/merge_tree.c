@@ -33,6 +33,7 @@ typedef struct Element
 	int64		removed;
 	int64		add_saw;		/* the removals that its additions have seen */
 	int64		remove_saw;		/* the additions that its removals have seen */
+	int			asked;			/* by this change: 1 to add, -1 to remove */
 } Element;
 
 typedef struct Elements
@@ -59,6 +60,7 @@ find_element(Elements *set, Jsonb *value)
 	item->value = value;
 	item->added = item->removed = ACCORD_CLOCK_NONE;
 	item->add_saw = item->remove_saw = ACCORD_CLOCK_NONE;
+	item->asked = 0;
 	return item;
 }
 
@@ -179,6 +181,7 @@ add_element(Elements *set, Jsonb *value, int64 clock, int64 saw)
 
 	item->added = Max(item->added, clock);
 	item->add_saw = Max(item->add_saw, saw);
+	item->asked = 1;
 }
 
 static void
@@ -188,6 +191,7 @@ remove_element(Elements *set, Jsonb *value, int64 clock, int64 saw)
 
 	item->removed = Max(item->removed, clock);
 	item->remove_saw = Max(item->remove_saw, saw);
+	item->asked = -1;
 }
 
 static bool
@@ -248,6 +252,27 @@ refuse_form(const AccordColumn *column, const char *hint)
 			 errhint("%s", hint)));
 }
 
+/* What the change asked for and did not get. */
+static void
+judge_elements(const Elements *set, const AccordRegister *r, Jsonb *value,
+			   bool remove_wins, const AccordIncoming *in,
+			   AccordVerdict *verdict)
+{
+	for (int i = 0; i < set->n; i++)
+	{
+		const Element *item = &set->items[i];
+		bool		there = is_there(item, remove_wins);
+
+		if ((item->asked > 0 && !there) || (item->asked < 0 && there))
+		{
+			accord_merge_note(verdict, value, r->won,
+							  in->raw != NULL ? in->raw : in->value,
+							  in->stamp);
+			return;
+		}
+	}
+}
+
 void
 accord_merge_set(AccordManaged *managed, int column, AccordRegister *r,
 				 Jsonb **value, AccordIncoming *in, AccordVerdict *verdict)
@@ -281,6 +306,7 @@ accord_merge_set(AccordManaged *managed, int column, AccordRegister *r,
 	*value = accord_policy_normalize(managed, column,
 									 present_elements(&set, remove_wins));
 	verdict->took = !accord_value_equal(before, *value);
+	judge_elements(&set, r, *value, remove_wins, in, verdict);
 }
 
 /* ---- json ---------------------------------------------------------------- */
@@ -293,11 +319,23 @@ typedef struct Path
 	bool		removed;
 } Path;
 
+/* Parts of a change that met those of another source. */
+typedef struct Parts
+{
+	AccordBuild given;			/* by path */
+	AccordBuild standing;
+	AccordStamp other;			/* of the first of them */
+	int			n;
+} Parts;
+
 typedef struct Paths
 {
 	int			n;
 	int			room;
 	Path	   *items;
+	const AccordIncoming *in;
+	Parts		won;
+	Parts		lost;
 } Paths;
 
 static Path *
@@ -342,20 +380,83 @@ child_path(const char *parent, const char *step)
 	return path.data;
 }
 
-/* Sets a path if the stamp is later than the one it has. */
+/* Takes the first step off a path; NULL: there is none. */
+static char *
+first_step(const char *path, const char **rest)
+{
+	StringInfoData step;
+
+	if (path[0] == '\0')
+		return NULL;
+	initStringInfo(&step);
+	for (path++; *path != '\0' && *path != '/'; path++)
+	{
+		if (*path == '~' && path[1] != '\0')
+			appendStringInfoChar(&step, *++path == '1' ? '/' : '~');
+		else
+			appendStringInfoChar(&step, *path);
+	}
+	*rest = path;
+	return step.data;
+}
+
+static Jsonb *
+value_at(Jsonb *document, const char *path)
+{
+	char	   *step;
+
+	while ((step = first_step(path, &path)) != NULL)
+		document = accord_value_member(document, step);
+	return document;
+}
+
+static void
+note_part(Parts *parts, const Path *path, Jsonb *given)
+{
+	if (parts->n++ == 0)
+	{
+		accord_build_begin(&parts->given);
+		accord_build_begin(&parts->standing);
+		accord_build_object(&parts->given);
+		accord_build_object(&parts->standing);
+		parts->other = path->stamp;
+	}
+	accord_build_key(&parts->given, path->name);
+	accord_build_value(&parts->given, given);
+	accord_build_key(&parts->standing, path->name);
+	accord_build_value(&parts->standing, path->value);
+}
+
+/* Whether who makes the change knows what stands at the path. */
 static bool
+saw_path(const Paths *paths, const Path *path)
+{
+	const AccordIncoming *in = paths->in;
+
+	return in->is_local ||
+		(in->has_base && accord_value_equal(value_at(in->base, path->name),
+											path->value));
+}
+
+/* Sets a path if the stamp is later than the one it has. */
+static void
 put_path(Paths *paths, const char *name, const AccordStamp *stamp,
 		 Jsonb *value, bool removed)
 {
 	Path	   *path = find_path(paths, name);
+	bool		is_new = path->stamp.clock == ACCORD_CLOCK_NONE;
+	int			order = is_new ? 1 : accord_stamp_compare(stamp, &path->stamp);
 
-	if (path->stamp.clock != ACCORD_CLOCK_NONE &&
-		accord_stamp_compare(stamp, &path->stamp) <= 0)
-		return false;
+	if (!is_new && order != 0 && paths->in != NULL &&
+		!accord_value_equal(path->value, value) &&
+		!accord_stamp_same_source(stamp, &path->stamp) &&
+		(order < 0 || !saw_path(paths, path)))
+		note_part(order > 0 ? &paths->won : &paths->lost, path, value);
+	if (order <= 0)
+		return;
 	path->stamp = *stamp;
 	path->value = value;
 	path->removed = removed;
-	return true;
 }
 
 /* Whether a value is replaced as a whole. */
@@ -455,7 +556,7 @@ read_paths(Paths *paths, const AccordRegister *r, Jsonb *value)
 	Jsonb	   *kept = accord_value_member(r->extra, "paths");
 	AccordValueScan scan;
 
-	paths->n = 0;
+	memset(paths, 0, sizeof(*paths));
 	paths->room = 16;
 	paths->items = palloc(paths->room * sizeof(Path));
 	accord_value_scan(&scan, kept);
@@ -523,27 +624,39 @@ compare_paths(const void *a, const void *b)
 	return order != 0 ? order : strcmp(left->name, right->name);
 }
 
-/* Takes the first step off a path; NULL: there is none. */
-static char *
-first_step(const char *path, const char **rest)
+/* What lost, and what was replaced unseen. */
+static void
+judge_paths(Paths *paths, const AccordIncoming *in, AccordVerdict *verdict)
 {
-	StringInfoData step;
+	AccordVerdict *at = verdict;
 
-	if (path[0] == '\0')
-		return NULL;
-	initStringInfo(&step);
-	for (path++; *path != '\0' && *path != '/'; path++)
+	if (paths->lost.n > 0)
 	{
-		if (*path == '~' && path[1] != '\0')
-			appendStringInfoChar(&step, *++path == '1' ? '/' : '~');
-		else
-			appendStringInfoChar(&step, *path);
+		accord_build_end_object(&paths->lost.given);
+		accord_build_end_object(&paths->lost.standing);
+		accord_merge_note(at, accord_build_done(&paths->lost.standing),
+						  paths->lost.other,
+						  accord_build_done(&paths->lost.given), in->stamp);
 	}
-	*rest = path;
-	return step.data;
+	if (paths->won.n == 0)
+		return;
+	if (paths->lost.n > 0)
+	{
+		at = verdict->also = palloc0(sizeof(AccordVerdict));
+		at->rule = verdict->rule;
+	}
+	accord_build_end_object(&paths->won.given);
+	accord_build_end_object(&paths->won.standing);
+	accord_merge_note(at, accord_build_done(&paths->won.given), in->stamp,
+					  accord_build_done(&paths->won.standing),
+					  paths->won.other);
 }
 
-/* The document with a path set, or removed; NULL: nothing is left of it. */
+/*
+ * The document with a path set, or removed; NULL: nothing is left of it. As in
+ * a merge patch, what is in the way becomes an object, also for a removal:
+ * whether there was something to remove must not matter.
+ */
 static Jsonb *
 set_path(Jsonb *document, const char *path, Jsonb *value, bool remove)
 {
@@ -557,13 +670,7 @@ set_path(Jsonb *document, const char *path, Jsonb *value, bool remove)
 	if (step == NULL)
 		return remove ? NULL : value;
 	if (!accord_value_is_object(document))
-	{
-		if (remove)
-			return document;
 		document = NULL;
-	}
-	if (remove && accord_value_member(document, step) == NULL)
-		return document;
 	child = set_path(accord_value_member(document, step), rest, value, remove);
 	accord_build_begin(&build);
 	accord_build_object(&build);
@@ -596,6 +703,7 @@ accord_merge_json(AccordManaged *managed, int column, AccordRegister *r,
 
 	stamp.rank = 0;
 	read_paths(&paths, r, *value);
+	paths.in = in;
 	if (in->is_local)
 		difference(&paths, "", *value, in->value, &stamp);
 	else if (in->has_base)
@@ -615,8 +723,5 @@ accord_merge_json(AccordManaged *managed, int column, AccordRegister *r,
 	write_paths(r, &paths, c->policy->horizon_us);
 	*value = accord_value_is_null(document) ? NULL : document;
 	verdict->took = !accord_value_equal(before, *value);
-	/* a document that is replaced as a whole may have lost as a whole */
-	if (!verdict->took && !accord_value_equal(in->value, before) &&
-		!in->is_local)
-		accord_merge_lose(r, *value, in, verdict);
+	judge_paths(&paths, in, verdict);
 }
