@@ -220,8 +220,8 @@ merge_own(const AccordPolicy *policy, AccordRegister *r, Jsonb **value,
 	if (policy->strategy == ACCORD_FIRST && is_new &&
 		!accord_value_equal(before, in->value))
 		accord_merge_note(verdict, *value, stamp,
-					  verdict->took ? before : in->value,
-					  verdict->took ? r->won : in->stamp);
+						  verdict->took ? before : in->value,
+						  verdict->took ? r->won : in->stamp);
 	r->won = stamp;
 }
 
@@ -608,7 +608,7 @@ note_row_conflict(AccordRowResult *result, Jsonb *winner,
 	conflict->column = -1;
 	conflict->verdict.rule = "delete";
 	accord_merge_note(&conflict->verdict, winner, winner_stamp, loser,
-				  loser_stamp);
+					  loser_stamp);
 }
 
 /*
@@ -660,7 +660,7 @@ accord_merge_row(AccordEntity *entity, AccordRowChange *change,
 	result->took = palloc0(n * sizeof(bool));
 	result->given = palloc0(n * sizeof(bool));
 	result->conflicts = palloc0((2 * n + 2) *
-								 sizeof(AccordConflict));
+								sizeof(AccordConflict));
 	result->n_conflicts = 0;
 	if (change->op != ACCORD_CHANGE_DELETE)
 		merge_columns(entity, change, result);

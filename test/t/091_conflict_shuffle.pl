@@ -35,6 +35,8 @@ SELECT accord.set_policy('booking', c, s, o::jsonb || '{"horizon": "50 years"}')
 });
 
 my @rows = map { $json->decode($_) } split /\n/, qx{python3 $model/shuffle.py $seed 250};
+# a write of the application's keeps a row that is deleted; the model knows nothing of those
+my $kept = join ',', map { $_->{row} } grep { !grep { $_->{op} eq 'delete' } @{ $_->{changes} } } @rows;
 my @messages = map { @{ $_->{changes} } } @rows;
 push @messages, grep { rand() < 0.3 } @messages;
 
@@ -76,7 +78,7 @@ sub finish
 
 my @running = run_all();
 my $writer = open_session($node);
-$writer->send(q{UPDATE booking SET note = coalesce(note, '') || 'x' WHERE k % 7 = } . $_) for 0 .. 6;
+$writer->send(q{UPDATE booking SET note = coalesce(note, '') || 'x' WHERE k % 7 = } . "$_ AND k IN ($kept)") for 0 .. 6;
 $node->poll_query_until('postgres', 'SELECT count(*) > 200 FROM accord.inbox') or die "nothing was received\n";
 crash_server($node);
 my $cut = finish(@running);
@@ -88,7 +90,7 @@ my $again;
 for my $round (1 .. 10)
 {
     my @more = run_all();
-    value(qq{UPDATE booking SET note = coalesce(note, '') || 'y' WHERE k % 7 = $round % 7});
+    value(qq{UPDATE booking SET note = coalesce(note, '') || 'y' WHERE k % 7 = $round % 7 AND k IN ($kept)});
     $again = finish(@more);
     last if $again !~ /ERROR/;
     like($again, qr/deadlock|could not serialize/, 'only what may be tried again failed');
@@ -113,7 +115,7 @@ is($wrong, 0, 'every row is what the model says');
 is(value(q{SELECT count(*) FROM booking b
            WHERE (accord.fold('booking', NULL, NULL, NULL, NULL,
                               (SELECT changes FROM accord.histories((SELECT id FROM accord.managed), NULL) h
-                               WHERE h.key = b.k::text)) -> 'row') <> to_jsonb(b)}),
+                               WHERE h.key = b.k::text)) -> 'row') - 'k' <> to_jsonb(b) - 'k'}),
     0, '... and what its changes come to when they are run again');
 is(value(q{SELECT count(*) FROM accord.check_policy('booking', tries => 5)}), 0, '... in any order');
 is(value(q{SELECT count(*) - count(DISTINCT (key, column_name, loser_source, loser_event)) FROM accord.conflict_log
