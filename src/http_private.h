@@ -37,7 +37,7 @@ typedef struct AccordTransfer
 	void	   *owner;
 	AccordBuffer request;		/* list nodes, header lines, body */
 	AccordBuffer response;		/* body */
-	struct curl_slist *headers; /* in request, then the common lines */
+	struct curl_slist *headers; /* in request */
 	double		started;		/* ms of the monotonic clock */
 	double		ended;
 	AccordHttpLink link;		/* as set on the handle, once "linked" */

@@ -142,6 +142,9 @@ my %case = (
     endless_failure => { do => { status => 500, stream_bytes => $big }, expect => 'retry|yes|500|retrying' },
     no_length => { do => { raw => "HTTP/1.1 200 OK\r\n\r\nyes" }, expect => 'delivered|yes|200|done' },
     no_length_refused => { do => { raw => "HTTP/1.0 400 No\r\n\r\nno" }, expect => 'rejected|yes|400|dead' },
+    compressed => {
+        do => { status => 400, headers => { 'Content-Encoding' => 'gzip' }, body_base64 =>
+                'H4sIAAAAAAACA8vLVyguTc5QyMksLsnMSwcA3ep5vw8AAAA=' }, expect => 'rejected|yes|400|dead' },
     chunks => { do => { chunked => 1, body => 'x' x 1000 }, expect => 'delivered|yes|200|done' },
     informational => {
         do => { raw => "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n" },
@@ -240,6 +243,7 @@ is(said('ok', 'error IS NULL AND response IS NULL'), 't', 'a success says nothin
 is(said('no_length_refused', 'response'), 'no', 'an answer without a length is read to its end');
 is(said('nul', 'response'), '{"nul": "a?b"}', 'NUL in an answer');
 is(said('invalid_utf8', 'response'), '{"bytes": "?( ?? ?"}', 'invalid UTF-8 in an answer');
+is(said('compressed', 'response'), 'no such listing', 'a compressed answer is taken apart');
 is(said('endless_failure', 'response'), 'z' x 64, 'of an endless answer the beginning is kept');
 is($node->safe_psql('postgres', q{SELECT string_agg(channel, ' ' ORDER BY channel) FROM accord.dead_letter}),
     join(' ', sort grep { $case{$_}{expect} =~ /dead$/ } keys %case), 'the dead letters are what must be dead');
