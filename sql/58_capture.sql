@@ -274,8 +274,8 @@ BEGIN
     END IF;
     IF (SELECT jsonb_agg(c - 'attnum' ORDER BY c -> 'id') FROM jsonb_array_elements(last.columns) c)
        = (SELECT jsonb_agg(c - 'attnum' ORDER BY c -> 'id') FROM jsonb_array_elements(columns) c) THEN
-        UPDATE accord.captured_shape s SET relation = shape_record.relation, columns = shape_record.columns
-        WHERE s.table_id = shape_record.table_id AND s.version = last.version;
+        UPDATE accord.captured_shape s SET relation = relation, columns = columns
+        WHERE s.table_id = table_id AND s.version = last.version;
         RETURN false;
     END IF;
     SELECT a.tx_id, a.ord INTO place FROM accord.shape_append(table_id, columns) a;
