@@ -22,7 +22,7 @@ use PostgreSQL::Test::Utils;
 use Test::More ();
 use Time::HiRes qw(time usleep);
 
-our @EXPORT = qw(new_node start_stub send_everything channel route insert_row insert_sql literal events poll_until workers dispatcher
+our @EXPORT = qw(new_node start_stub send_everything patient channel route insert_row insert_sql literal events poll_until workers dispatcher
   memory_below crash_server wait_for_delivery wait_for_rows timeout_default
   fullest);
 
@@ -103,6 +103,9 @@ sub send_everything
     return;
 }
 
+# Columns of a channel whose requests may take as long as a test does: how long that is says nothing about the code.
+sub patient { return (timeout => '1 h', stall_timeout => '1 h'); }
+
 # A channel whose base_url is the stub, and a route that takes everything when it is asked for with route => 1 (or
 # with the columns of the route as a hash).
 sub channel
@@ -110,7 +113,7 @@ sub channel
     my ($node, $stub, $name, %column) = @_;
     my $route = delete $column{route};
 
-    insert_row($node, 'channel', name => $name, base_url => $stub->url, %column);
+    insert_row($node, 'channel', name => $name, base_url => $stub->url, patient(), %column);
     route($node, $name, ref $route ? %$route : ()) if $route;
     return;
 }

@@ -24,7 +24,7 @@ sub named_channel
 {
     my ($name, %column) = @_;
     my $accounts = delete $column{accounts} || [];
-    insert_row($node, 'channel', name => $name, base_url => $stub->url, retry_base => '1 ms',
+    insert_row($node, 'channel', name => $name, base_url => $stub->url, patient(), retry_base => '1 ms',
         retry_cap => '1 ms', max_attempts => 10000, breaker_failures => undef, breaker_ratio => undef, %column);
     insert_row($node, 'account', channel => $name, ref $_ ? %$_ : (name => $_)) for @$accounts;
     route($node, $name, topic => $name, path => '/{topic}{/account,key,payload.n}', coalesce => undef);

@@ -23,8 +23,8 @@ sub named_channel
 {
     my ($name, %column) = @_;
     my $accounts = delete $column{accounts} || [];
-    insert_row($node, 'channel', name => $name, base_url => $stub->url, retry_base => '1 ms', retry_cap => '1 ms',
-        max_attempts => 10000, max_in_flight => 1, breaker_failures => 3, breaker_ratio => undef,
+    insert_row($node, 'channel', name => $name, base_url => $stub->url, patient(),
+        retry_base => '1 ms', retry_cap => '1 ms', max_attempts => 10000, max_in_flight => 1, breaker_failures => 3, breaker_ratio => undef,
         breaker_cooldown => '1 day', breaker_cap => '7 days', %column);
     insert_row($node, 'account', channel => $name, name => $_) for @$accounts;
     route($node, $name, topic => $name, path => '/{topic}{/account,key}/{payload}', coalesce => undef);

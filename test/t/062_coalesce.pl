@@ -23,8 +23,8 @@ sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }
 sub named_channel
 {
     my ($name, $route, %column) = @_;
-    insert_row($node, 'channel', name => $name, base_url => $stub->url, retry_base => '10 ms', retry_cap => '20 ms',
-        max_attempts => 10000, breaker_failures => undef, breaker_ratio => undef, %column);
+    insert_row($node, 'channel', name => $name, base_url => $stub->url, patient(),
+        retry_base => '10 ms', retry_cap => '20 ms', max_attempts => 10000, breaker_failures => undef, breaker_ratio => undef, %column);
     named_route($name, %{ $route || {} });
     return;
 }

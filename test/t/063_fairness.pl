@@ -22,7 +22,7 @@ sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }
 sub named_channel
 {
     my ($name, $rate, $accounts, %column) = @_;
-    insert_row($node, 'channel', name => $name, base_url => $stub->url, %column);
+    insert_row($node, 'channel', name => $name, base_url => $stub->url, patient(), %column);
     sql(join '', map({ insert_sql('account', channel => $name, %$_) . ';' } @$accounts));
     insert_row($node, 'rate_limit', channel => $name, amount => $rate, period => '1 s') if $rate;
     route($node, $name, topic => $name, path => '/{topic}{/account,key}/{payload}', coalesce => undef);

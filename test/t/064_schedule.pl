@@ -20,8 +20,8 @@ sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }
 sub named_channel
 {
     my ($name, $route, %column) = @_;
-    insert_row($node, 'channel', name => $name, base_url => $stub->url, retry_base => '10 ms', retry_cap => '20 ms',
-        max_attempts => 10000, breaker_failures => undef, breaker_ratio => undef, %column);
+    insert_row($node, 'channel', name => $name, base_url => $stub->url, patient(),
+        retry_base => '10 ms', retry_cap => '20 ms', max_attempts => 10000, breaker_failures => undef, breaker_ratio => undef, %column);
     route($node, $name, topic => $name, path => '/{topic}/{key}/{payload}', coalesce => undef, %{ $route || {} });
     return;
 }
@@ -155,17 +155,22 @@ for my $bucket ('', '{topic}')
 # ---- not any more
 
 named_channel('cancel');
-my @ids = insert('cancel', { deliver_at => after('600 ms') }, 'a1', 'b1', 'c1', 'd1');
-my ($due) = sql(q{SELECT extract(epoch FROM max(deliver_at)) FROM accord.event_log WHERE topic = 'cancel'});
-wait_for_rows($node, q{SELECT count(*) FROM accord.backlog WHERE channel = 'cancel' AND state = 'scheduled'}, 4);
+my @ids = insert('cancel', { deliver_at => after('1 hour') }, 'a1', 'b1', 'f1');
+insert('cancel', { deliver_at => after('600 ms') }, 'c1', 'd1');
+wait_for_rows($node, q{SELECT count(*) FROM accord.backlog WHERE channel = 'cancel' AND key ~ '[abf]'
+    AND state = 'scheduled'}, 3);
 is(sql(q{SELECT accord.discard('cancel', state => 'scheduled', key => 'a', reason => 'booking cancelled')}), 1,
     'a scheduled one is cancelled');
 is(sql("SELECT accord.discard('$ids[1]'::uuid)"), 1, '... or by its event_id');
-is(sql(q{BEGIN; SELECT accord.discard('cancel', state => 'scheduled', key => 'c'); ROLLBACK}), 1,
+is(sql(q{BEGIN; SELECT accord.discard('cancel', state => 'scheduled', key => 'f'); ROLLBACK}), 1,
     '... or not, after all');
 insert('cancel', { deliver_at => after('700 ms') }, 'e1');
+wait_for_rows($node, q{SELECT e.key, o.state FROM accord.owed() o JOIN accord.event_log e USING (tx_id, ord)
+    WHERE o.channel = 'cancel'}, 'f|scheduled');
+sql(q{SELECT accord.discard('cancel', state => 'scheduled')});
 wait_until_settled('cancel');
-is(fates('cancel'), 'a1:discarded b1:discarded c1:delivered d1:delivered e1:delivered', '... and is not sent');
+is(fates('cancel'), 'a1:discarded b1:discarded f1:discarded c1:delivered d1:delivered e1:delivered',
+    '... and is not sent');
 is(join(' ', sort split / /, arrived('cancel')), 'c1 d1 e1', '... while the others are');
 is(scalar(grep { my $request = $_; $request->{time} < sql(
     "SELECT extract(epoch FROM deliver_at) FROM accord.event_log WHERE topic = 'cancel'

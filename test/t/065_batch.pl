@@ -16,8 +16,8 @@ sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }
 sub batching
 {
     my ($name, $route, %column) = @_;
-    insert_row($node, 'channel', name => $name, base_url => $stub->url("/$name"), enabled => 'false', retry_base => '10 ms',
-        retry_cap => '20 ms', breaker_failures => undef, breaker_ratio => undef, %column);
+    insert_row($node, 'channel', name => $name, base_url => $stub->url("/$name"), patient(), enabled => 'false',
+        retry_base => '10 ms', retry_cap => '20 ms', breaker_failures => undef, breaker_ratio => undef, %column);
     route($node, $name, topic => $name, %$route);
     return;
 }
