@@ -794,7 +794,7 @@ write_row(Target *target, const AccordMessage *message, Jsonb *key,
 			if (applied->row == NULL)
 				applied->op = NULL;
 			else
-				applied->before = changed_columns(old, applied->row);
+				applied->before = old;
 			return;
 		}
 		if (!may_insert)
@@ -854,13 +854,11 @@ change_row(Target *target, const AccordMessage *message,
 	(void) set_config_option("accord.source", source->name, PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	if (accord_managed_is(target->relid))
-	{
 		accord_managed_apply(message, source, key, applied);
-		if (applied->row != NULL && applied->before != NULL)
-			applied->before = changed_columns(applied->before, applied->row);
-	}
 	else
 		run_change(target, message, key, applied);
+	if (applied->row != NULL && applied->before != NULL)
+		applied->before = changed_columns(applied->before, applied->row);
 	AtEOXact_GUC(true, level);
 	applied->key = event_key(target, applied->row ? applied->row :
 							 applied->before ? applied->before : key);
