@@ -37,9 +37,11 @@ BEGIN
     -- these look at the table's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), '
                    'accord.capture(regclass, text, text[], text[], text[], text, text, text), accord.release(regclass), accord.baseline(regclass, bigint) TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.manage_claims(regclass, text[], text, text, text[], text, text, text, text, text, text), '
+                   'accord.unmanage_claims(regclass), accord.settle_claims(regclass) TO %s', role);
 END
 $$;
-COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application needs: INSERT into accord.outbox, to see what is still owed, to receive, and to have tables captured that it owns';
+COMMENT ON FUNCTION accord.grant_writer(regrole) IS 'grants what an application needs: INSERT into accord.outbox, to see what is still owed, to receive, and to have tables captured, and claims managed, that it owns';
 
 CREATE FUNCTION accord.grant_auditor(role regrole) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -54,6 +56,7 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), accord.ring_slots(), '
                    'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb) TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.claims, accord.claim_resource TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.captured, accord.captured_shape, accord.captured_baseline TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), accord.captured_id(regclass), '
                    'accord.captured_relation(integer), accord.reshape(jsonb, integer, bigint, integer) TO %s', role);

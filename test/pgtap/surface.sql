@@ -66,6 +66,11 @@ INSERT INTO expected VALUES
         bigint not null default 0, started_at timestamptz not null default now(), finished_at timestamptz'),
     ('captured_shape', 'table_id integer not null, version integer not null, tx_id bigint not null, ord integer not null,
         relation oid not null, columns jsonb not null, recorded_at timestamptz not null default now()'),
+    ('claim_resource', 'claims integer not null, resource text not null, decisions bigint not null default 1'),
+    ('claims', 'id integer not null identity, schema_name text not null, table_name text not null, key_columns text[] not
+        null, resource text[] not null, during text not null, accepted text not null, ranking text[] not null, condition
+        text, frozen text, capacity text not null default ''1''::text, source_column text, account_column text, topic text
+        not null, managed_at timestamptz not null default now()'),
     ('checkpoint', 'position bigint not null, recorded_at timestamptz not null'),
     ('commit_log', 'seq bigint not null, tx_id bigint not null, committed_at timestamptz not null, role oid not null,
         events integer not null, slot smallint not null, digest bytea not null, actor text, application_name text, client_addr
@@ -258,6 +263,9 @@ INSERT INTO expected_function VALUES
         why text) SETOF record'),
     ('captured_id(relation regclass) integer'),
     ('captured_relation(id integer) regclass'),
+    ('manage_claims(relation regclass, resource text[], during text, accepted text, ranking text[], condition text, frozen text, capacity text, source_column text, account_column text, topic text) bigint'),
+    ('settle_claims(relation regclass) bigint'),
+    ('unmanage_claims(relation regclass) boolean'),
     ('reshape(image jsonb, table_id integer, seq bigint, ord integer) jsonb'),
     ('row_key(VARIADIC parts text[]) text'),
     ('expand(template text, variables jsonb) text'),
@@ -379,7 +387,7 @@ CREATE TEMPORARY VIEW writer_may (name, privilege) AS
     VALUES ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('owed', 'EXECUTE'), ('expand', 'EXECUTE'),
            ('poll', 'EXECUTE'), ('advance', 'EXECUTE'), ('rewind', 'EXECUTE'), ('seq_at', 'EXECUTE'),
            ('row_key', 'EXECUTE'), ('capture', 'EXECUTE'), ('release', 'EXECUTE'),
-           ('baseline', 'EXECUTE'),
+           ('baseline', 'EXECUTE'), ('manage_claims', 'EXECUTE'), ('unmanage_claims', 'EXECUTE'), ('settle_claims', 'EXECUTE'),
            ('outbox_event_id', 'EXECUTE'), ('receive', 'EXECUTE'), ('receive_batch', 'EXECUTE'), ('idempotent', 'EXECUTE'),
            ('not_idempotent', 'EXECUTE'), ('once', 'EXECUTE');
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
@@ -392,6 +400,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['managed', 'policy', 'row_state', 'conflict_log', 'change_log', 'conflict']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['explain', 'row_now', 'clock_time']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['claims', 'claim_resource']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['as_of', 'row_as_of', 'history', 'blame', 'diff', 'point_seq', 'seq_at', 'oldest_seq', 'row_of',
