@@ -735,8 +735,8 @@ try_statements(Claims *claims)
 	none.n = SPI_tuptable->tupdesc->natts - 2;
 	for (int i = 0; i <= none.n; i++)
 		none.types[i] = SPI_gettypeid(SPI_tuptable->tupdesc, i + 1);
-	memset(nulls, 'n', none.n + 1);
-	nulls[none.n + 1] = '\0';
+	memset(nulls, 'n', sizeof(nulls) - 1);
+	nulls[sizeof(nulls) - 1] = '\0';
 	if (SPI_execute_with_args(claims->decide, none.n + 1, none.types,
 							  none.values, nulls, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not run \"%s\"", claims->decide);

@@ -178,7 +178,7 @@ SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
               'their rings have as many slots as README says');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
               $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
-                'consumer_slot', 'key_slot', 'inbox_slot', 'consumer_id_seq', 'captured_id_seq',
+                'consumer_slot', 'key_slot', 'inbox_slot', 'consumer_id_seq', 'captured_id_seq', 'claims_id_seq',
                 'managed_id_seq', 'conflict_seq', 'conflict_slot', 'clock_bound', 'clock_run',
                 'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
