@@ -573,14 +573,16 @@ is_blocked(const AccordDelivery *delivery)
 
 /*
  * Whether any of its deliveries may come to need a row: what is in flight, or
- * behind another of its key that has one. Of thousands of endpoints most are
- * told here, without a look at what each is owed.
+ * behind another of its key that has one (while the breaker is closed: see
+ * is_blocked()). Of thousands of endpoints most are told here, and one that is
+ * down, without a look at what each is owed.
  */
 static bool
 may_last(AccordConnection *connection)
 {
 	return connection->gate.in_flight > 0 ||
-		!dlist_is_empty(&connection->exceptions);
+		(connection->breaker.state == ACCORD_BREAKER_CLOSED &&
+		 !dlist_is_empty(&connection->exceptions));
 }
 
 /*
