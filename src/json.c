@@ -105,6 +105,25 @@ append_escaped(StringInfo out, char c)
 		appendStringInfo(out, "\\u%04x", (int) c);
 }
 
+#define EACH_BYTE(byte) (UINT64CONST(0x0101010101010101) * (byte))
+
+/* Whether none of eight characters is a control character, quote or backslash. */
+static bool
+are_plain(const char *eight)
+{
+	uint64		word;
+	uint64		quotes;
+	uint64		slashes;
+
+	memcpy(&word, eight, sizeof(word));
+	quotes = word ^ EACH_BYTE('"');
+	slashes = word ^ EACH_BYTE('\\');
+	/* a byte borrows from the next where it is less than what is subtracted */
+	return ((((word - EACH_BYTE(' ')) & ~word) |
+			 ((quotes - EACH_BYTE(1)) & ~quotes) |
+			 ((slashes - EACH_BYTE(1)) & ~slashes)) & EACH_BYTE(0x80)) == 0;
+}
+
 /* What needs no escape, most of it all, is copied as it is. */
 static void
 append_string(StringInfo out, const char *string, int len)
@@ -116,6 +135,8 @@ append_string(StringInfo out, const char *string, int len)
 	{
 		const char *plain = string;
 
+		while (end - string >= 8 && are_plain(string))
+			string += 8;
 		while (string < end && (unsigned char) *string >= ' ' &&
 			   *string != '"' && *string != '\\')
 			string++;

@@ -190,6 +190,7 @@ is($no_payload->{body}, '', 'without a payload there is no body');
 # Every kind of JSON value goes out as PostgreSQL prints it.
 my @documents = ('null', 'true', '0.10', '1e30', '"a"', '""', '[]', '{}', '[[], {}, [[1, -2.5], "x"]]',
     '{"a": {"b": [true, false, null, {"c": {}}]}, "": "", "\"\\\\": 1}', '{"z": 1, "aa": 2, "b": [{"k": "v"}, 3]}',
+    '["seven..\"", "1234567\" 2345678\\\\", "12345678\n12345678\u0019", "\u00ff\u00ff\u00ff\u00ff", "~~~~~~~~\u001f!!!!!!!!"]',
     '"\u0001 \b\f\n\r\t\u001f \u007f / \\\\ \" \u00e9\u20ac\ud83d\ude00"');
 for my $document (@documents)
 {
