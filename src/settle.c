@@ -42,6 +42,7 @@
 #define SPILL_AFTER 1000		/* ms */
 #define CURSORS_PER_SECOND 500
 #define LOOK_EVERY 200			/* ms */
+#define LOOK_EACH 50			/* us for each endpoint, with thousands */
 #define LOG_EVERY 10000			/* ms */
 #define HTTP_TOO_MANY_REQUESTS 429
 
@@ -706,7 +707,8 @@ prepare_positions(TimestampTz now)
 
 	batch.n_cursors = 0;
 	if (batch.n_settlements > 0 && now >= batch.looked_at &&
-		now - batch.looked_at < LOOK_EVERY * 1000)
+		now - batch.looked_at < Max(LOOK_EVERY * 1000,
+									LOOK_EACH * batch.desk->n_active))
 	{
 		batch.desk->unrest = true;
 		return;
