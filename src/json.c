@@ -92,13 +92,126 @@ accord_json_path(Jsonb *json, const char *path)
 	}
 }
 
+static void
+append_escaped(StringInfo out, char c)
+{
+	static const char escaped[] = "\"\\\b\f\n\r\t";
+	static const char letters[] = "\"\\bfnrt";
+	const char *known = strchr(escaped, c);
+
+	if (c != '\0' && known != NULL)
+		appendStringInfo(out, "\\%c", letters[known - escaped]);
+	else
+		appendStringInfo(out, "\\u%04x", (int) c);
+}
+
+#define EACH_BYTE(byte) (UINT64CONST(0x0101010101010101) * (byte))
+
+/* Whether none of eight characters is a control character, quote or backslash. */
+static bool
+are_plain(const char *eight)
+{
+	uint64		word;
+	uint64		quotes;
+	uint64		slashes;
+
+	memcpy(&word, eight, sizeof(word));
+	quotes = word ^ EACH_BYTE('"');
+	slashes = word ^ EACH_BYTE('\\');
+	/* a byte borrows from the next where it is less than what is subtracted */
+	return ((((word - EACH_BYTE(' ')) & ~word) |
+			 ((quotes - EACH_BYTE(1)) & ~quotes) |
+			 ((slashes - EACH_BYTE(1)) & ~slashes)) & EACH_BYTE(0x80)) == 0;
+}
+
+/* What needs no escape, most of it all, is copied as it is. */
+static void
+append_string(StringInfo out, const char *string, int len)
+{
+	const char *end = string + len;
+
+	appendStringInfoChar(out, '"');
+	while (string < end)
+	{
+		const char *plain = string;
+
+		while (end - string >= 8 && are_plain(string))
+			string += 8;
+		while (string < end && (unsigned char) *string >= ' ' &&
+			   *string != '"' && *string != '\\')
+			string++;
+		appendBinaryStringInfo(out, plain, string - plain);
+		if (string < end)
+			append_escaped(out, *string++);
+	}
+	appendStringInfoChar(out, '"');
+}
+
+static void
+append_scalar(StringInfo out, const JsonbValue *value)
+{
+	switch (value->type)
+	{
+		case jbvNull:
+			appendStringInfoString(out, "null");
+			break;
+		case jbvString:
+			append_string(out, value->val.string.val, value->val.string.len);
+			break;
+		case jbvNumeric:
+			appendStringInfoString(out,
+								   DatumGetCString(DirectFunctionCall1(numeric_out,
+																	   NumericGetDatum(value->val.numeric))));
+			break;
+		case jbvBool:
+			appendStringInfoString(out, value->val.boolean ? "true" : "false");
+			break;
+		default:
+			elog(ERROR, "unexpected type %d in jsonb", (int) value->type);
+	}
+}
+
+char	   *
+accord_json_print(Jsonb *json)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&json->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	StringInfoData out;
+	bool		scalar = false; /* it stands in an array that is none */
+	bool		first = true;	/* nothing stands before it on its level */
+
+	initStringInfo(&out);
+	enlargeStringInfo(&out, VARSIZE(json));
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+	{
+		bool		ends = token == WJB_END_ARRAY || token == WJB_END_OBJECT;
+
+		if (!first && !ends)
+			appendStringInfoString(&out, ", ");
+		first = !ends && token != WJB_ELEM && token != WJB_VALUE;
+		if (token == WJB_BEGIN_ARRAY && value.val.array.rawScalar)
+			scalar = true;
+		else if (token == WJB_BEGIN_ARRAY || token == WJB_BEGIN_OBJECT)
+			appendStringInfoChar(&out, token == WJB_BEGIN_ARRAY ? '[' : '{');
+		else if (token == WJB_KEY)
+		{
+			append_string(&out, value.val.string.val, value.val.string.len);
+			appendStringInfoString(&out, ": ");
+		}
+		else if (ends && !scalar)
+			appendStringInfoChar(&out, token == WJB_END_ARRAY ? ']' : '}');
+		else if (!ends)
+			append_scalar(&out, &value);
+	}
+	return out.data;
+}
+
 /* An array or object, in either of its forms. */
 static char *
 print_container(JsonbValue *value)
 {
-	Jsonb	   *json = JsonbValueToJsonb(value);
-
-	return JsonbToCString(NULL, &json->root, VARSIZE(json));
+	return accord_json_print(JsonbValueToJsonb(value));
 }
 
 char	   *

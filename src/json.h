@@ -16,6 +16,13 @@
  */
 extern JsonbValue *accord_json_path(Jsonb *json, const char *path);
 
+/*
+ * As JSON, palloc'd: the same text as PostgreSQL's own function makes, which
+ * looks at every character of a string with a branch of its own and takes a
+ * third of the time that it takes to make a request.
+ */
+extern char *accord_json_print(Jsonb *json);
+
 /* A scalar as text (palloc'd; null: NULL); containers as compact JSON. */
 extern char *accord_json_text(JsonbValue *value);
 

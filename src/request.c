@@ -228,8 +228,13 @@ static void
 add_header(AccordRequest *request, const char *name, const char *value)
 {
 	size_t		len = strlen(name);
-	char	   *line = psprintf("%s: %s", name, value);
+	size_t		value_len = strlen(value);
+	char	   *line = palloc(len + value_len + 3);
 	AccordHttpRequest *http = &request->http;
+
+	memcpy(line, name, len);
+	memcpy(line + len, ": ", 2);
+	memcpy(line + len + 2, value, value_len + 1);
 
 	for (int i = 0; i < http->n_headers; i++)
 	{
@@ -354,7 +359,7 @@ payload_text(const AccordEvent *event)
 	if (isnull)
 		return NULL;
 	json = DatumGetJsonbP(payload);
-	return JsonbToCString(NULL, &json->root, VARSIZE(json));
+	return accord_json_print(json);
 }
 
 /* The payloads of a batch as a JSON array. */

@@ -42,6 +42,7 @@
 #define SPILL_AFTER 1000		/* ms */
 #define CURSORS_PER_SECOND 500
 #define LOOK_EVERY 200			/* ms */
+#define LOOK_EACH 50			/* us for each endpoint, with thousands */
 #define LOG_EVERY 10000			/* ms */
 #define HTTP_TOO_MANY_REQUESTS 429
 
@@ -573,14 +574,16 @@ is_blocked(const AccordDelivery *delivery)
 
 /*
  * Whether any of its deliveries may come to need a row: what is in flight, or
- * behind another of its key that has one. Of thousands of endpoints most are
- * told here, without a look at what each is owed.
+ * behind another of its key that has one (while the breaker is closed: see
+ * is_blocked()). Of thousands of endpoints most are told here, and one that is
+ * down, without a look at what each is owed.
  */
 static bool
 may_last(AccordConnection *connection)
 {
 	return connection->gate.in_flight > 0 ||
-		!dlist_is_empty(&connection->exceptions);
+		(connection->breaker.state == ACCORD_BREAKER_CLOSED &&
+		 !dlist_is_empty(&connection->exceptions));
 }
 
 /*
@@ -704,7 +707,8 @@ prepare_positions(TimestampTz now)
 
 	batch.n_cursors = 0;
 	if (batch.n_settlements > 0 && now >= batch.looked_at &&
-		now - batch.looked_at < LOOK_EVERY * 1000)
+		now - batch.looked_at < Max(LOOK_EVERY * 1000,
+									LOOK_EACH * batch.desk->n_active))
 	{
 		batch.desk->unrest = true;
 		return;

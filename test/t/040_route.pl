@@ -187,6 +187,19 @@ is($named->{headers}{'content-type'}, 'text/plain', 'the route\'s content type')
 my ($no_payload) = sent({ topic => 'named', key => 'k' });
 is($no_payload->{body}, '', 'without a payload there is no body');
 
+# Every kind of JSON value goes out as PostgreSQL prints it.
+my @documents = ('null', 'true', '0.10', '1e30', '"a"', '""', '[]', '{}', '[[], {}, [[1, -2.5], "x"]]',
+    '{"a": {"b": [true, false, null, {"c": {}}]}, "": "", "\"\\\\": 1}', '{"z": 1, "aa": 2, "b": [{"k": "v"}, 3]}',
+    '["seven..\"", "1234567\" 2345678\\\\", "12345678\n12345678\u0019", "\u00ff\u00ff\u00ff\u00ff", "~~~~~~~~\u001f!!!!!!!!"]',
+    '"\u0001 \b\f\n\r\t\u001f \u007f / \\\\ \" \u00e9\u20ac\ud83d\ude00"');
+for my $document (@documents)
+{
+    my ($request) = sent({ topic => 'named', key => 'k', payload => $document });
+    my $expected = sql(q{SELECT payload::text FROM accord.event_log ORDER BY tx_id DESC, ord DESC LIMIT 1});
+    utf8::decode($expected);
+    is($request->{body}, $expected, "the body is the payload: $document");
+}
+
 # ---- credentials
 
 sql(q{INSERT INTO accord.secret (name, value) VALUES ('s', 'Geheim-1'), ('own', 'Geheim-2'), ('basic', 'Geheim:3 ü')});
