@@ -95,12 +95,16 @@ DECLARE
     steps jsonb[];
 BEGIN
     WITH RECURSIVE event AS MATERIALIZED (
-        SELECT e.table_id, e.key, e.seq, e.ord, e.op, e.payload, e.before,
+        SELECT e.table_id, e.key, e.seq, e.ord, e.op,
+               -- as columns are called now
+               CASE WHEN s.table_id IS NULL THEN e.payload ELSE accord.reshape(e.payload, e.table_id, e.seq, e.ord) END AS payload,
+               CASE WHEN s.table_id IS NULL THEN e.before ELSE accord.reshape(e.before, e.table_id, e.seq, e.ord) END AS before,
                CASE WHEN e.op = 'insert' AND e.before IS NOT NULL
                          AND lag(e.ord) OVER w = e.ord - 1 AND lag(e.op) OVER w = 'delete'
                          AND lag(e.key) OVER w <> e.key THEN lag(e.key) OVER w END AS moved_from
         FROM accord.commit_events(seqs) e
-        WHERE e.op <> 'event' AND e.key IS NOT NULL
+        LEFT JOIN (SELECT DISTINCT c.table_id FROM accord.captured_shape c WHERE c.version > 1) s ON s.table_id = e.table_id
+        WHERE e.op <> 'event' AND e.key IS NOT NULL AND NOT (e.op = 'insert' AND e.before IS NOT NULL AND e.before = '{}')
           AND (revert_steps.source IS NULL OR e.source = revert_steps.source)
           AND (revert_steps.table_id IS NULL OR e.table_id = revert_steps.table_id)
         WINDOW w AS (PARTITION BY e.table_id, e.seq ORDER BY e.ord)),
@@ -111,10 +115,12 @@ BEGIN
         FROM event e GROUP BY e.table_id, e.key),
     net AS MATERIALIZED (
         SELECT g.table_id, g.key, g.moved_from, g.seq, g.ord,
-               CASE WHEN g.n = 1 THEN accord.state_before(g.ops[1], g.payloads[1], g.befores[1]) ELSE r.old END AS old,
-               CASE WHEN g.n = 1 THEN accord.state_after(g.ops[1], g.payloads[1]) ELSE r.new END AS new
-        FROM grouped g
-        LEFT JOIN LATERAL (SELECT * FROM accord.revert_net(g.ops, g.payloads, g.befores) WHERE g.n > 1) r ON true),
+               CASE g.ops[1] WHEN 'insert' THEN NULL WHEN 'update' THEN g.payloads[1] || g.befores[1] ELSE g.befores[1] END AS old,
+               CASE WHEN g.ops[1] IN ('insert', 'update') THEN g.payloads[1] END AS new
+        FROM grouped g WHERE g.n = 1
+        UNION ALL
+        SELECT g.table_id, g.key, g.moved_from, g.seq, g.ord, r.old, r.new
+        FROM grouped g CROSS JOIN LATERAL accord.revert_net(g.ops, g.payloads, g.befores) r WHERE g.n > 1),
     -- from a row that came under its key by a change of the key, back to the key it had before all
     way AS (
         SELECT n.table_id, n.key AS tip, n.key AS at, n.moved_from, n.old, 0 AS length
@@ -241,7 +247,8 @@ CREATE FUNCTION accord.revert_since(table_id integer, key text, seqs bigint[], c
     SELECT format(' by commit %s%s', coalesce(e.seq::text, 'of this transaction'),
                   coalesce(', ' || nullif(concat_ws(', ', 'actor ' || e.actor, 'reason ' || e.reason), ''), ''))
     FROM accord.row_events(table_id, key) e
-    WHERE (e.seq IS NULL OR e.seq <> ALL (seqs)) AND (e.op <> 'update' OR e.before ?| columns)
+    WHERE (e.seq IS NULL OR e.seq <> ALL (seqs))
+      AND CASE e.op WHEN 'update' THEN e.before ?| columns WHEN 'insert' THEN e.before IS DISTINCT FROM '{}' ELSE e.op <> 'event' END
     ORDER BY e.seq DESC NULLS FIRST, e.ord DESC LIMIT 1
 $$;
 COMMENT ON FUNCTION accord.revert_since(integer, text, bigint[], text[]) IS 'internal: who changed a row since, as text';
@@ -280,8 +287,11 @@ BEGIN
     SELECT array_agg(a.attname::text ORDER BY a.attnum) INTO columns FROM pg_attribute a
     WHERE a.attrelid = target_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
       AND a.attname <> ALL (known.hidden);
-    SELECT array_agg(accord.key_image(coalesce(nullif(s -> 'new', 'null'), s -> 'old'), known.key_columns) ORDER BY o)
-    INTO keys FROM unnest(steps) WITH ORDINALITY u (s, o);
+    EXECUTE format('SELECT array_agg(jsonb_build_object(%s) ORDER BY u.o) '
+                   'FROM (SELECT coalesce(nullif(s -> ''new'', ''null''), s -> ''old'') AS i, o '
+                   'FROM unnest($1) WITH ORDINALITY v (s, o)) u',
+                   (SELECT string_agg(format('%1$L, u.i -> %1$L', c), ', ') FROM unnest(known.key_columns) c))
+    INTO keys USING steps;
     now_there := accord.revert_current(target_table, known.key_columns, keys, true);
     FOR i IN 1 .. cardinality(steps) LOOP
         step := steps[i];
@@ -650,7 +660,12 @@ CREATE FUNCTION accord.revert_run(steps jsonb[], seqs bigint[], mode text, dry_r
 #variable_conflict use_variable
 DECLARE
     total integer := cardinality(steps);
-    plans jsonb[] := array_fill(NULL::jsonb, ARRAY[total]);
+    -- the plan, step by step
+    tables text[] := array_fill(NULL::text, ARRAY[total]);
+    actions text[] := tables;
+    reasons text[] := tables;
+    restored jsonb[] := array_fill(NULL::jsonb, ARRAY[total]);
+    left_alone jsonb[] := restored;
     op_of integer[] := array_fill(0, ARRAY[total]);
     ops jsonb[] := '{}';
     carried record;
@@ -668,7 +683,11 @@ BEGIN
                         array_agg(u.n::integer ORDER BY u.n) AS numbers
                  FROM unnest(steps) WITH ORDINALITY u (s, n) GROUP BY 1 ORDER BY 1 LOOP
             FOR d IN SELECT * FROM accord.revert_plan_table(g.id, g.steps, g.numbers, seqs, mode) LOOP
-                plans[d.n] := to_jsonb(d) - 'op';
+                tables[d.n] := d.relation;
+                actions[d.n] := d.action;
+                reasons[d.n] := d.why;
+                restored[d.n] := d.changes;
+                left_alone[d.n] := d.kept;
                 IF d.op IS NOT NULL THEN
                     ops := ops || d.op;
                     op_of[d.n] := cardinality(ops);
@@ -693,22 +712,22 @@ BEGIN
     END;
 
     FOR i IN 1 .. total LOOP
-        table_name := plans[i] ->> 'relation';
+        table_name := tables[i];
         row_key := steps[i] ->> 'key';
-        action := plans[i] ->> 'action';
+        action := actions[i];
         IF op_of[i] > 0 THEN
-            changes := plans[i] -> 'changes';
+            changes := restored[i];
             status := CASE WHEN carried.errors[op_of[i]] IS NULL THEN 'applied' ELSE 'blocked' END;
             why := coalesce(carried.errors[op_of[i]], carried.notes[op_of[i]],
-                            CASE WHEN plans[i] ->> 'kept' IS NULL THEN plans[i] ->> 'why' END);
+                            CASE WHEN left_alone[i] IS NULL THEN reasons[i] END);
             RETURN NEXT;
         END IF;
         IF status = 'blocked' AND op_of[i] > 0 AND cardinality(refusals) < 20 THEN
             refusals := refusals || format('%s (%s): %s', table_name, row_key, why);
         END IF;
-        IF op_of[i] = 0 OR plans[i] ->> 'kept' IS NOT NULL THEN
-            changes := nullif(plans[i] -> 'kept', 'null');
-            why := plans[i] ->> 'why';
+        IF op_of[i] = 0 OR left_alone[i] IS NOT NULL THEN
+            changes := left_alone[i];
+            why := reasons[i];
             status := CASE WHEN changes IS NOT NULL THEN 'kept' WHEN why IS NOT NULL THEN 'blocked' ELSE 'unneeded' END;
             RETURN NEXT;
             IF status <> 'unneeded' AND cardinality(refusals) < 20 THEN
@@ -798,7 +817,9 @@ BEGIN
             HINT = 'See accord.history(); the log reaches back to accord.oldest_seq().';
     END IF;
     RETURN QUERY SELECT * FROM accord.revert_run(
-        ARRAY[jsonb_build_object('id', table_id, 'key', key, 'old', e.before, 'new', NULL)], ARRAY[e.seq], 'merge',
+        ARRAY[jsonb_build_object('id', table_id, 'key', key, 'old',
+                                 accord.reshape(e.before, table_id, coalesce(e.seq, 9223372036854775807), e.ord), 'new', NULL)],
+        ARRAY[e.seq], 'merge',
         coalesce(dry_run, false), coalesce(reason, nullif(current_setting('accord.reason', true), ''), 'undelete'),
         jsonb_build_object('undelete', relation, 'key', key), path);
 END
@@ -833,10 +854,13 @@ DECLARE
     steps jsonb[];
     seqs bigint[];
 BEGIN
-    SELECT array_agg(jsonb_build_object('id', table_id, 'key', d.key, 'old', d.before, 'new', NULL) ORDER BY d.recorded_at, d.ord),
+    SELECT array_agg(jsonb_build_object('id', table_id, 'key', d.key, 'old', d.before, 'new', NULL)
+                     ORDER BY d.recorded_at, d.ord),
            array_agg(accord.seq_of(d.slot, d.tx_id))
     INTO steps, seqs
-    FROM (SELECT DISTINCT ON (l.key) l.* FROM accord.event_log l
+    FROM (SELECT DISTINCT ON (l.key) l.slot, l.tx_id, l.ord, l.key, l.recorded_at,
+                 accord.reshape(l.before, l.table_id, coalesce(accord.seq_of(l.slot, l.tx_id), 9223372036854775807), l.ord) AS before
+          FROM accord.event_log l
           WHERE l.table_id = table_id AND l.op IN ('delete', 'truncate') AND l.key IS NOT NULL
           ORDER BY l.key, l.recorded_at DESC, l.tx_id DESC, l.ord DESC) d
     WHERE d.before @> matching
