@@ -56,6 +56,22 @@ END
 $$;
 COMMENT ON FUNCTION accord.ring_lock(text) IS 'internal: locks slots of a ring, or says that they are in use';
 
+-- Whether they could be locked now; they are not then.
+CREATE FUNCTION accord.ring_probe(tables text) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    BEGIN
+        EXECUTE 'LOCK TABLE ' || tables || ' IN ACCESS EXCLUSIVE MODE NOWAIT';
+        RAISE EXCEPTION USING ERRCODE = 'AC000', MESSAGE = 'give the lock back';
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN false;
+    WHEN SQLSTATE 'AC000' THEN
+        RETURN true;
+    END;
+END
+$$;
+COMMENT ON FUNCTION accord.ring_probe(text) IS 'internal: whether slots of a ring could be locked';
+
 -- How far every dispatcher has come.
 CREATE FUNCTION accord.lowest_position() RETURNS bigint
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -178,6 +194,9 @@ BEGIN
         WHERE c.seq - 1 < slot.last_seq;
     RETURN QUERY SELECT DISTINCT 'backlog of ' || b.channel FROM accord.backlog b
         WHERE b.event_slot = slot.slot AND b.state <> 'dead';
+    IF slot.last_seq > coalesce((SELECT max(s.size) FROM accord.seal s), 0) THEN
+        RETURN NEXT 'seal';
+    END IF;
     RETURN QUERY SELECT 'consumer ' || c FROM accord.consumer_claims(slot.last_seq, slot.newest) c;
 END
 $$;
@@ -207,6 +226,11 @@ BEGIN
         CONTINUE WHEN slot.newest IS NULL;
         EXIT WHEN EXISTS (SELECT FROM accord.ring_needs(slot)) OR accord.ring_unarchived(slot);
         tables := accord.ring_tables(log, slot.slot);
+        -- What takes long is done before the lock, unless that could not be had.
+        EXIT WHEN NOT accord.ring_probe(tables);
+        IF log = 'event' THEN
+            PERFORM accord.seal_keep_slot(slot);
+        END IF;
         EXIT WHEN NOT accord.ring_lock(tables);
         -- Somebody may have committed into it before the lock.
         slot := accord.ring_bounds(log, slot.slot);
@@ -380,11 +404,17 @@ CREATE FUNCTION accord.turn_rings(force boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- One at a time; whoever comes second has nothing to do. Not an advisory lock: anybody can take those, and keep them.
-    BEGIN
-        LOCK TABLE accord.identity IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
-    EXCEPTION WHEN lock_not_available THEN
-        RETURN;
-    END;
+    -- Whoever asks for it by force waits for his turn.
+    IF force THEN
+        LOCK TABLE accord.identity IN SHARE UPDATE EXCLUSIVE MODE;
+    ELSE
+        BEGIN
+            LOCK TABLE accord.identity IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN;
+        END;
+    END IF;
+    PERFORM accord.seal();
     PERFORM accord.turn_log_ring(force), accord.turn_attempt_ring(force), accord.turn_backlog_ring(force),
             accord.turn_consumer_ring(force), accord.turn_key_rings(force), accord.turn_conflict_ring(force);
     UPDATE accord.checkpoint c SET position = p.lowest, recorded_at = now()

@@ -49,11 +49,14 @@ BEGIN
     PERFORM accord.check_role(role);
     EXECUTE format('GRANT SELECT ON accord.event_log, accord.commit_log, accord.attempt_log, accord.backlog_log, '
                    'accord.cursor_log, accord.endpoint_log, accord.rate_limit, accord.paused, accord.outbox, accord.backlog, accord.dead_letter, accord.attempt, '
-                   'accord.timeline, accord.status, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.archive, accord.ring, accord.channel, accord.account, accord.route, accord.identity, '
+                   'accord.timeline, accord.status, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.archive, accord.ring, accord.seal, accord.seal_node, accord.seal_gap, accord.channel, accord.account, accord.route, accord.identity, '
                    'accord.idempotency_key TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.idempotency_scope, accord.inbox, accord.source TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), accord.ring_slots(), '
+                   'accord.verify(bigint, bigint), accord.proof(bigint, bigint), accord.consistency(bigint, bigint), '
+                   'accord.check_proof(bigint, bigint, bytea, bytea[], bytea), '
+                   'accord.check_consistency(bigint, bytea, bigint, bytea, bytea[]), '
                    'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb) TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.claims, accord.claim_resource TO %s', role);
@@ -100,7 +103,7 @@ BEGIN
                    'accord.redeliver(uuid, text, text, text), '
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
-                   'accord.resume(text, text, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
+                   'accord.resume(text, text, text), accord.erase(uuid, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
                    'accord.check_verify(jsonb), accord.check_mapping(jsonb), accord.check_mapping_function(text, text), '
                    'accord.receive_webhook(text, jsonb, bytea), accord.expose_webhook(text, regnamespace, text) TO %s', role);
     -- all but override() look at the table's owner

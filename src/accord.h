@@ -19,6 +19,9 @@
 #define ACCORD_MAX_DISPATCHERS 16	/* position sequences made at CREATE
 									 * EXTENSION */
 
+#define ACCORD_TOPIC_SEAL "accord.seal" /* of our own topics, the one that is
+										 * sent */
+
 #define ACCORD_PRIORITIES 3		/* urgent, normal, bulk */
 #define ACCORD_PRIORITY_NORMAL 1
 

@@ -772,6 +772,13 @@ accord_config_topic_match(const char *pattern, const char *topic)
 	return *pattern == '\0';
 }
 
+bool
+accord_config_topic_reserved(const char *topic)
+{
+	return strncmp(topic, "accord.", 7) == 0;
+}
+
+/* Our own topics are sent to those who name them, not by a star. */
 AccordRoute *
 accord_config_match(AccordChannel *channel, const char *topic, AccordOp op)
 {
@@ -780,6 +787,8 @@ accord_config_match(AccordChannel *channel, const char *topic, AccordOp op)
 		AccordRoute *route = channel->routes[i];
 
 		if ((route->ops == 0 || (route->ops & (1U << op)) != 0) &&
+			accord_config_topic_reserved(route->topic) ==
+			accord_config_topic_reserved(topic) &&
 			accord_config_topic_match(route->topic, topic))
 			return route;
 	}

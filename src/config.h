@@ -187,6 +187,9 @@ extern AccordRoute *accord_config_route(AccordChannel *channel, int64 id);
 extern AccordRoute *accord_config_match(AccordChannel *channel,
 										const char *topic, AccordOp op);
 
+/* Whether a topic is one of the extension's own. */
+extern bool accord_config_topic_reserved(const char *topic);
+
 extern bool accord_config_topic_match(const char *pattern, const char *topic);
 
 /*

@@ -461,11 +461,13 @@ check_topic(const char *topic)
 						topic),
 				 errhint("Write a topic such as \"rate.changed\", with * for "
 						 "any run of characters.")));
-	if (strncmp(topic, "accord.", 7) == 0)
+	if (accord_config_topic_reserved(topic) &&
+		strcmp(topic, ACCORD_TOPIC_SEAL) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_RESERVED_NAME),
 				 errmsg("topic \"%s\" of accord.route is reserved", topic),
-				 errhint("Topics that begin with \"accord.\" are never sent.")));
+				 errhint("Of the topics that begin with \"accord.\" only "
+						 "\"%s\" is sent.", ACCORD_TOPIC_SEAL)));
 }
 
 static void

@@ -285,10 +285,9 @@ check_place(const Consumer *consumer)
 static bool
 topic_matches(const char *pattern, const char *topic)
 {
-	if (strncmp(topic, "accord.", 7) == 0 &&
-		strncmp(pattern, "accord.", 7) != 0)
-		return false;
-	return accord_config_topic_match(pattern, topic);
+	return accord_config_topic_reserved(topic) ==
+		accord_config_topic_reserved(pattern) &&
+		accord_config_topic_match(pattern, topic);
 }
 
 /*

@@ -340,32 +340,41 @@ accord_digest_gap(AccordHash *gap)
 }
 
 bool
+accord_digest_erased(const Datum *values, const bool *nulls,
+					 AccordErased *erased)
+{
+	bytea	   *stored;
+
+	if (nulls[ACCORD_EVENT_ERASED - 1])
+		return false;
+	stored = DatumGetByteaPP(values[ACCORD_EVENT_ERASED - 1]);
+	if (VARSIZE_ANY_EXHDR(stored) != sizeof(AccordErased))
+		return false;
+	memcpy(erased, VARDATA_ANY(stored), sizeof(AccordErased));
+	return true;
+}
+
+bool
 accord_digest_stored(const Datum *values, const bool *nulls,
 					 AccordHash *event, bool *agrees)
 {
-	AccordHash	content;
-	const uint8 *check;
+	AccordErased erased;
+	const uint8 *check = erased.check;
 
 	if (!nulls[ACCORD_EVENT_SALT - 1])
 	{
 		const uint8 *salt =
 		DatumGetUUIDP(values[ACCORD_EVENT_SALT - 1])->data;
 
-		accord_digest_content(values, nulls, salt, &content);
+		accord_digest_content(values, nulls, salt, &erased.content);
 		check = salt + ACCORD_SALT_RANDOM;
 	}
-	else if (!nulls[ACCORD_EVENT_ERASED - 1])
-	{
-		bytea	   *erased = DatumGetByteaPP(values[ACCORD_EVENT_ERASED - 1]);
-
-		if (VARSIZE_ANY_EXHDR(erased) != ACCORD_ERASED_BYTES)
-			return false;
-		memcpy(content.bytes, VARDATA_ANY(erased), ACCORD_HASH_BYTES);
-		check = (uint8 *) VARDATA_ANY(erased) + ACCORD_HASH_BYTES;
-	}
-	else
+	else if (!accord_digest_erased(values, nulls, &erased) ||
+			 !nulls[ACCORD_EVENT_PAYLOAD - 1] ||
+			 !nulls[ACCORD_EVENT_BEFORE - 1] ||
+			 !nulls[ACCORD_EVENT_HEADERS - 1])
 		return false;
-	accord_digest_event(values, nulls, &content, event);
+	accord_digest_event(values, nulls, &erased.content, event);
 	*agrees = memcmp(check, event->bytes, ACCORD_SALT_CHECK) == 0;
 	return true;
 }

@@ -17,8 +17,16 @@
 #define ACCORD_SALT_RANDOM 10
 #define ACCORD_SALT_CHECK (UUID_LEN - ACCORD_SALT_RANDOM)
 
-/* What is kept of an event that was erased: its content's digest, the check. */
-#define ACCORD_ERASED_BYTES (ACCORD_HASH_BYTES + ACCORD_SALT_CHECK)
+/*
+ * What is kept of an event that was erased: its content's digest, the check,
+ * and the place, in the transaction that erased it, of the event that says so.
+ */
+typedef struct AccordErased
+{
+	AccordHash	content;
+	uint8		check[ACCORD_SALT_CHECK];
+	uint8		ord[4];			/* big-endian */
+} AccordErased;
 
 /* To be called before anything else of merkle.h in a backend. */
 extern void accord_digest_ready(void);
@@ -47,5 +55,9 @@ extern void accord_digest_gap(AccordHash *gap);
  */
 extern bool accord_digest_stored(const Datum *values, const bool *nulls,
 								 AccordHash *event, bool *agrees);
+
+/* What is kept of an event that was erased; false: it was not. */
+extern bool accord_digest_erased(const Datum *values, const bool *nulls,
+								 AccordErased *erased);
 
 #endif							/* ACCORD_DIGEST_H */

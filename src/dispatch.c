@@ -743,7 +743,12 @@ heed(void)
 		PopActiveSnapshot();
 		/* adopted: what was found at the start may have been restored since */
 		if (here && !was_here)
+		{
+			/* and nothing is begun that would be abandoned at once */
+			here = false;
 			ShutdownRequestPending = true;
+			SetLatch(MyLatch);
+		}
 	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(turn_context);

@@ -111,6 +111,13 @@ owe_event(Routing *routing, AccordEndpoint *endpoint, AccordRoute *route)
 {
 	AccordDelivery *delivery = create_delivery(routing, endpoint, route);
 
+	if (!routing->row->tts_isnull[ACCORD_EVENT_ERASED - 1])
+	{
+		accord_delivery_list(routing->desk, delivery, routing->now);
+		accord_settle_without(delivery, ACCORD_OUTCOME_DISCARDED,
+							  "the event's content was erased", routing->now);
+		return;
+	}
 	if (routing->deliver_at <= routing->now && route != NULL)
 	{
 		if (accord_coalesce_owe(routing->desk, delivery, route, routing->now))

@@ -185,8 +185,10 @@ accord_keeper_main(Datum arg)
 	/* one slot at a time, so that what was archived goes before the next */
 	while (is_installed())
 	{
-		int			archived = try_step("archive_slots");
+		int			archived;
 
+		(void) try_step("seal");
+		archived = try_step("archive_slots");
 		(void) try_step("turn_rings");
 		if (archived == 0)
 			break;

@@ -80,10 +80,11 @@ static struct
 }			captured;
 
 static bool callbacks_registered = false;
-static bool truncating = false; /* the guard lets ring maintenance through */
+static bool unguarded = false;	/* the guard lets our own statement through */
 
 PG_FUNCTION_INFO_V1(accord_log_guard);
 PG_FUNCTION_INFO_V1(accord_ring_truncate);
+PG_FUNCTION_INFO_V1(accord_log_transaction_id);
 
 static void at_transaction_event(XactEvent event, void *arg);
 static void at_subtransaction_event(SubXactEvent event, SubTransactionId id,
@@ -484,34 +485,60 @@ accord_log_guard(PG_FUNCTION_ARGS)
 			accord_identity_mark_copy();
 		return PointerGetDatum(trigger->tg_trigtuple);
 	}
-	if (!truncating)
+	if (!unguarded)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot change or remove rows of log \"%s\"", name),
 				 errhint("Append an event that says what is true now; old "
 						 "rows go by retention.")));
-	return PointerGetDatum(NULL);
+	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
+						   trigger->tg_newtuple : trigger->tg_trigtuple);
 }
 
-/* accord.ring_truncate(tables): the guard lets this through, and nothing else. */
+void
+accord_log_run_unguarded(const char *query, int nargs, Oid *types,
+						 Datum *values)
+{
+	SPI_connect();
+	unguarded = true;
+	PG_TRY();
+	{
+		int			result = SPI_execute_with_args(query, nargs, types, values,
+												   NULL, false, 0);
+
+		if (result != SPI_OK_UTILITY && result != SPI_OK_UPDATE)
+			elog(ERROR, "could not run \"%s\"", query);
+	}
+	PG_FINALLY();
+	{
+		unguarded = false;
+	}
+	PG_END_TRY();
+	SPI_finish();
+}
+
+/* accord.ring_truncate(tables): the guard lets this through. */
 Datum
 accord_ring_truncate(PG_FUNCTION_ARGS)
 {
 	char	   *tables = text_to_cstring(PG_GETARG_TEXT_PP(0));
 
-	SPI_connect();
-	truncating = true;
-	PG_TRY();
-	{
-		if (SPI_execute(psprintf("TRUNCATE %s", tables), false, 0) !=
-			SPI_OK_UTILITY)
-			elog(ERROR, "could not truncate %s", tables);
-	}
-	PG_FINALLY();
-	{
-		truncating = false;
-	}
-	PG_END_TRY();
-	SPI_finish();
+	accord_log_run_unguarded(psprintf("TRUNCATE %s", tables), 0, NULL, NULL);
 	PG_RETURN_VOID();
+}
+
+int64
+accord_log_transaction(int *last_ord)
+{
+	*last_ord = (int) tx.events.size;
+	return tx.tx_id;
+}
+
+/* accord.log_transaction() */
+Datum
+accord_log_transaction_id(PG_FUNCTION_ARGS)
+{
+	if (tx.tx_id == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(tx.tx_id);
 }

@@ -43,6 +43,14 @@ extern void accord_log_require_preload(void);
  */
 extern int64 accord_log_current_tx(int *slot);
 
+/* The current transaction's tx_id, 0 when it has written no event; and the ord
+ * of its last one. */
+extern int64 accord_log_transaction(int *last_ord);
+
+/* Runs an UPDATE or a TRUNCATE of logs that their guard would refuse. */
+extern void accord_log_run_unguarded(const char *query, int nargs, Oid *types,
+									 Datum *values);
+
 /*
  * The highest commit number below which nothing is still to become visible.
  * Take the snapshot afterwards.

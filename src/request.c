@@ -634,6 +634,20 @@ make_by_template(AccordRequest *request, Variables *variables, int64 seq)
 	PG_END_TRY();
 }
 
+/* Whether there is nothing left to send of an event, or of one of a batch. */
+static bool
+is_erased(const Variables *variables)
+{
+	bool		isnull;
+
+	(void) accord_request_column(variables->event, ACCORD_EVENT_ERASED,
+								 &isnull);
+	for (int i = 0; i < variables->n_batch && isnull; i++)
+		(void) accord_request_column(variables->batch[i], ACCORD_EVENT_ERASED,
+									 &isnull);
+	return !isnull;
+}
+
 static void
 make(AccordRequest *request, Variables *variables, const char *key, int64 seq)
 {
@@ -643,6 +657,11 @@ make(AccordRequest *request, Variables *variables, const char *key, int64 seq)
 
 	memset(request, 0, sizeof(*request));
 	request->http.headers = palloc(MAX_HEADERS * sizeof(char *));
+	if (is_erased(variables))
+	{
+		request->error = "the event's content was erased";
+		return;
+	}
 	if (channel->idempotency_header != NULL)
 		add_header(request, channel->idempotency_header, key);
 	make_by_template(request, variables, seq);

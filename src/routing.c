@@ -20,7 +20,6 @@
 #include "routing.h"
 
 #define TOPIC_CACHE_LIMIT 10000
-#define CONTROL_PREFIX "accord."
 
 /* Which routes take events of a topic and op, one per channel. */
 typedef struct TopicEntry
@@ -96,13 +95,20 @@ accord_routing_text(TupleTableSlot *row, int column)
 	return isnull ? NULL : TextDatumGetCString(value);
 }
 
+/* Decisions are for dispatchers; what is told of a seal is for channels. */
+static bool
+is_control(const char *topic)
+{
+	return accord_config_topic_reserved(topic) &&
+		strcmp(topic, ACCORD_TOPIC_SEAL) != 0;
+}
+
 char	   *
 accord_routing_control(TupleTableSlot *row)
 {
 	char	   *topic = accord_routing_text(row, ACCORD_EVENT_TOPIC);
 
-	return strncmp(topic, CONTROL_PREFIX, strlen(CONTROL_PREFIX)) == 0 ?
-		topic : NULL;
+	return is_control(topic) ? topic : NULL;
 }
 
 /*
@@ -176,7 +182,7 @@ accord_routing_visit(AccordConfig *config, TupleTableSlot *row,
 	bool		isnull;
 	Datum		channels;
 
-	if (strncmp(topic, CONTROL_PREFIX, strlen(CONTROL_PREFIX)) == 0)
+	if (is_control(topic))
 		return;
 	channels = slot_getattr(row, ACCORD_EVENT_CHANNELS, &isnull);
 	if (!isnull)

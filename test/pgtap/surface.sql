@@ -124,6 +124,9 @@ INSERT INTO expected VALUES
         null, newest timestamptz not null, bytes bigint not null, archived_at timestamptz, truncated_at timestamptz'),
     ('ring', 'log text, slot smallint, is_current boolean, bytes bigint, estimated_rows bigint, first_seq bigint, last_seq
         bigint, oldest timestamptz, newest timestamptz, needed_by text[], archived_at timestamptz'),
+    ('seal', 'size bigint not null, root bytea not null, sealed_at timestamptz not null, previous bigint, witness bigint'),
+    ('seal_gap', 'first bigint not null, last bigint not null'),
+    ('seal_node', 'level smallint not null, index bigint not null, hash bytea not null'),
     ('route', 'id bigint not null identity, channel text not null, topic text not null default ''*''::text, ops
         text[], position integer not null default 100, enabled boolean not null default true, method text
         not null default ''POST''::text, path text not null default ''''::text, headers jsonb not null
@@ -217,6 +220,14 @@ INSERT INTO expected_function VALUES
         text, OUT correlation_id text) SETOF record'),
     ('advance(name text, seq bigint) bigint'),
     ('archive_slots() integer'),
+    ('seal() bigint'),
+    ('verify(from_seq bigint, to_seq bigint, OUT seq bigint, OUT ord integer, OUT tx_id bigint, OUT problem text, OUT
+        detail text) SETOF record'),
+    ('proof(seq bigint, tree_size bigint, OUT size bigint, OUT root bytea, OUT leaf bytea, OUT path bytea[]) record'),
+    ('consistency(old_size bigint, tree_size bigint, OUT size bigint, OUT root bytea, OUT path bytea[]) record'),
+    ('check_proof(seq bigint, size bigint, leaf bytea, path bytea[], root bytea) boolean'),
+    ('check_consistency(old_size bigint, old_root bytea, size bigint, root bytea, path bytea[]) boolean'),
+    ('erase(event_id uuid, reason text) boolean'),
     ('rewind(name text, seq bigint) bigint'),
     ('rewind(name text, at timestamptz) bigint'),
     ('safe_seq() bigint'),
@@ -396,9 +407,11 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                         'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'idempotency_scope', 'inbox', 'source', 'secret.name', 'secret.updated_at']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE'
-    UNION ALL VALUES ('ring_slots', 'EXECUTE')
     UNION ALL SELECT unnest(ARRAY['managed', 'policy', 'row_state', 'conflict_log', 'change_log', 'conflict']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['explain', 'row_now', 'clock_time']), 'EXECUTE'
+    UNION ALL SELECT unnest(ARRAY['ring_slots', 'verify', 'proof', 'consistency', 'check_proof', 'check_consistency']),
+              'EXECUTE'
+    UNION ALL SELECT unnest(ARRAY['seal', 'seal_node', 'seal_gap']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['claims', 'claim_resource']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
@@ -411,7 +424,7 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'consumer', 'secret', 'source', 'idempotency_scope']) t,
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
     UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE'), ('consumer_id_seq', 'USAGE')
-    UNION VALUES ('archive', 'DELETE')
+    UNION VALUES ('archive', 'DELETE'), ('erase', 'EXECUTE')
     UNION SELECT 'archive.' || c, p FROM unnest(ARRAY['log', 'function', 'owner', 'enabled', 'description']) c,
                                         unnest(ARRAY['INSERT', 'UPDATE']) p
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
@@ -451,7 +464,7 @@ SET LOCAL ROLE regress_accord_auditor;
 SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor reads accord.' || name)
 FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                   'rate_limit', 'paused', 'outbox', 'backlog',
-                  'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity',
+                  'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'seal', 'seal_node', 'seal_gap', 'channel', 'account', 'route', 'identity',
                   'idempotency_key', 'captured', 'captured_shape', 'captured_baseline', 'mark_log', 'marks']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
 SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');

@@ -63,7 +63,7 @@ value(q{INSERT INTO accord.archive (log, function, owner) VALUES ('event', 'cell
 
 fill_slot('one', 5, 32);
 my $before = value('SELECT string_agg(e::text, $$,$$ ORDER BY tx_id, ord) FROM accord.event_log e');
-is(needs(), 'being written, archive', 'a slot that is written is not archived');
+is(needs(), 'being written, seal, archive', 'a slot that is written is not archived');
 value('SELECT accord.turn_rings(true)');
 is(needs(), 'archive', 'a slot that is past retention waits for its archive');
 value('SELECT accord.turn_rings()');
