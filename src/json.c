@@ -150,6 +150,8 @@ append_string(StringInfo out, const char *string, int len)
 static void
 append_scalar(StringInfo out, const JsonbValue *value)
 {
+	Datum		number;
+
 	switch (value->type)
 	{
 		case jbvNull:
@@ -159,9 +161,9 @@ append_scalar(StringInfo out, const JsonbValue *value)
 			append_string(out, value->val.string.val, value->val.string.len);
 			break;
 		case jbvNumeric:
-			appendStringInfoString(out,
-								   DatumGetCString(DirectFunctionCall1(numeric_out,
-																	   NumericGetDatum(value->val.numeric))));
+			number = DirectFunctionCall1(numeric_out,
+										 NumericGetDatum(value->val.numeric));
+			appendStringInfoString(out, DatumGetCString(number));
 			break;
 		case jbvBool:
 			appendStringInfoString(out, value->val.boolean ? "true" : "false");
