@@ -194,7 +194,8 @@ CREATE FUNCTION accord.history(relation regclass, key anycompatible,
     OUT tx_id bigint, OUT ord integer, OUT event_id uuid)
     RETURNS SETOF record
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT e.seq, e.committed_at, e.op, accord.changes(e.op, e.payload, e.before), e.actor, e.reason,
+    SELECT e.seq, e.committed_at, CASE WHEN e.op = 'insert' AND e.before = '{}' THEN 'baseline' ELSE e.op END,
+           accord.changes(e.op, e.payload, e.before), e.actor, e.reason,
            pg_get_userbyid(e.role)::text, e.source, e.correlation_id, e.application_name, e.client_addr, e.tx_id, e.ord,
            e.event_id
     FROM accord.row_events((SELECT h.id FROM accord.history_table(history.relation) h), accord.key_of(history.key)) e
@@ -205,9 +206,10 @@ COMMENT ON FUNCTION accord.history(regclass, anycompatible) IS 'what became of a
 -- The state a row was in before, and after, an event.
 CREATE FUNCTION accord.state_before(op text, payload jsonb, before jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN op = 'insert' THEN NULL WHEN op = 'update' THEN payload || before ELSE before END
+    SELECT CASE WHEN op = 'insert' THEN CASE WHEN before = '{}' THEN payload END
+                WHEN op = 'update' THEN payload || before ELSE before END
 $$;
-COMMENT ON FUNCTION accord.state_before(text, jsonb, jsonb) IS 'internal: the image of a row before an event, null when it was not there';
+COMMENT ON FUNCTION accord.state_before(text, jsonb, jsonb) IS 'internal: the image of a row before an event, null when it was not there; an event of accord.baseline() changed nothing';
 CREATE FUNCTION accord.state_after(op text, payload jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN op IN ('insert', 'update') THEN payload END
@@ -229,7 +231,9 @@ CREATE FUNCTION accord.blame(relation regclass, key anycompatible,
     FROM last
     CROSS JOIN LATERAL jsonb_object_keys(last.image) AS c (name)
     LEFT JOIN pg_attribute a ON a.attrelid = blame.relation AND a.attname = c.name AND NOT a.attisdropped
-    LEFT JOIN LATERAL (SELECT * FROM e WHERE e.op <> 'update' OR e.before ? c.name ORDER BY e.place DESC LIMIT 1) s ON true
+    LEFT JOIN LATERAL (SELECT * FROM e WHERE CASE e.op WHEN 'update' THEN e.before ? c.name
+                                                       WHEN 'insert' THEN e.before IS DISTINCT FROM '{}' ELSE true END
+                       ORDER BY e.place DESC LIMIT 1) s ON true
     ORDER BY a.attnum, c.name
 $$;
 COMMENT ON FUNCTION accord.blame(regclass, anycompatible) IS 'of each column of a row of a captured table who set its value last, when, why, and in which transaction; null where that was before the log begins. Of a deleted row: who deleted it';

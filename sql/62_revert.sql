@@ -100,7 +100,7 @@ BEGIN
                          AND lag(e.ord) OVER w = e.ord - 1 AND lag(e.op) OVER w = 'delete'
                          AND lag(e.key) OVER w <> e.key THEN lag(e.key) OVER w END AS moved_from
         FROM accord.commit_events(seqs) e
-        WHERE e.op <> 'event' AND e.key IS NOT NULL
+        WHERE e.op <> 'event' AND e.key IS NOT NULL AND NOT (e.op = 'insert' AND e.before IS NOT NULL AND e.before = '{}')
           AND (revert_steps.source IS NULL OR e.source = revert_steps.source)
           AND (revert_steps.table_id IS NULL OR e.table_id = revert_steps.table_id)
         WINDOW w AS (PARTITION BY e.table_id, e.seq ORDER BY e.ord)),
@@ -111,10 +111,12 @@ BEGIN
         FROM event e GROUP BY e.table_id, e.key),
     net AS MATERIALIZED (
         SELECT g.table_id, g.key, g.moved_from, g.seq, g.ord,
-               CASE WHEN g.n = 1 THEN accord.state_before(g.ops[1], g.payloads[1], g.befores[1]) ELSE r.old END AS old,
-               CASE WHEN g.n = 1 THEN accord.state_after(g.ops[1], g.payloads[1]) ELSE r.new END AS new
-        FROM grouped g
-        LEFT JOIN LATERAL (SELECT * FROM accord.revert_net(g.ops, g.payloads, g.befores) WHERE g.n > 1) r ON true),
+               CASE g.ops[1] WHEN 'insert' THEN NULL WHEN 'update' THEN g.payloads[1] || g.befores[1] ELSE g.befores[1] END AS old,
+               CASE WHEN g.ops[1] IN ('insert', 'update') THEN g.payloads[1] END AS new
+        FROM grouped g WHERE g.n = 1
+        UNION ALL
+        SELECT g.table_id, g.key, g.moved_from, g.seq, g.ord, r.old, r.new
+        FROM grouped g CROSS JOIN LATERAL accord.revert_net(g.ops, g.payloads, g.befores) r WHERE g.n > 1),
     -- from a row that came under its key by a change of the key, back to the key it had before all
     way AS (
         SELECT n.table_id, n.key AS tip, n.key AS at, n.moved_from, n.old, 0 AS length
@@ -241,7 +243,8 @@ CREATE FUNCTION accord.revert_since(table_id integer, key text, seqs bigint[], c
     SELECT format(' by commit %s%s', coalesce(e.seq::text, 'of this transaction'),
                   coalesce(', ' || nullif(concat_ws(', ', 'actor ' || e.actor, 'reason ' || e.reason), ''), ''))
     FROM accord.row_events(table_id, key) e
-    WHERE (e.seq IS NULL OR e.seq <> ALL (seqs)) AND (e.op <> 'update' OR e.before ?| columns)
+    WHERE (e.seq IS NULL OR e.seq <> ALL (seqs))
+      AND CASE e.op WHEN 'update' THEN e.before ?| columns WHEN 'insert' THEN e.before IS DISTINCT FROM '{}' ELSE e.op <> 'event' END
     ORDER BY e.seq DESC NULLS FIRST, e.ord DESC LIMIT 1
 $$;
 COMMENT ON FUNCTION accord.revert_since(integer, text, bigint[], text[]) IS 'internal: who changed a row since, as text';
@@ -280,8 +283,11 @@ BEGIN
     SELECT array_agg(a.attname::text ORDER BY a.attnum) INTO columns FROM pg_attribute a
     WHERE a.attrelid = target_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
       AND a.attname <> ALL (known.hidden);
-    SELECT array_agg(accord.key_image(coalesce(nullif(s -> 'new', 'null'), s -> 'old'), known.key_columns) ORDER BY o)
-    INTO keys FROM unnest(steps) WITH ORDINALITY u (s, o);
+    EXECUTE format('SELECT array_agg(jsonb_build_object(%s) ORDER BY u.o) '
+                   'FROM (SELECT coalesce(nullif(s -> ''new'', ''null''), s -> ''old'') AS i, o '
+                   'FROM unnest($1) WITH ORDINALITY v (s, o)) u',
+                   (SELECT string_agg(format('%1$L, u.i -> %1$L', c), ', ') FROM unnest(known.key_columns) c))
+    INTO keys USING steps;
     now_there := accord.revert_current(target_table, known.key_columns, keys, true);
     FOR i IN 1 .. cardinality(steps) LOOP
         step := steps[i];
@@ -650,7 +656,12 @@ CREATE FUNCTION accord.revert_run(steps jsonb[], seqs bigint[], mode text, dry_r
 #variable_conflict use_variable
 DECLARE
     total integer := cardinality(steps);
-    plans jsonb[] := array_fill(NULL::jsonb, ARRAY[total]);
+    -- the plan, step by step
+    tables text[] := array_fill(NULL::text, ARRAY[total]);
+    actions text[] := tables;
+    reasons text[] := tables;
+    restored jsonb[] := array_fill(NULL::jsonb, ARRAY[total]);
+    left_alone jsonb[] := restored;
     op_of integer[] := array_fill(0, ARRAY[total]);
     ops jsonb[] := '{}';
     carried record;
@@ -668,7 +679,11 @@ BEGIN
                         array_agg(u.n::integer ORDER BY u.n) AS numbers
                  FROM unnest(steps) WITH ORDINALITY u (s, n) GROUP BY 1 ORDER BY 1 LOOP
             FOR d IN SELECT * FROM accord.revert_plan_table(g.id, g.steps, g.numbers, seqs, mode) LOOP
-                plans[d.n] := to_jsonb(d) - 'op';
+                tables[d.n] := d.relation;
+                actions[d.n] := d.action;
+                reasons[d.n] := d.why;
+                restored[d.n] := d.changes;
+                left_alone[d.n] := d.kept;
                 IF d.op IS NOT NULL THEN
                     ops := ops || d.op;
                     op_of[d.n] := cardinality(ops);
@@ -693,22 +708,22 @@ BEGIN
     END;
 
     FOR i IN 1 .. total LOOP
-        table_name := plans[i] ->> 'relation';
+        table_name := tables[i];
         row_key := steps[i] ->> 'key';
-        action := plans[i] ->> 'action';
+        action := actions[i];
         IF op_of[i] > 0 THEN
-            changes := plans[i] -> 'changes';
+            changes := restored[i];
             status := CASE WHEN carried.errors[op_of[i]] IS NULL THEN 'applied' ELSE 'blocked' END;
             why := coalesce(carried.errors[op_of[i]], carried.notes[op_of[i]],
-                            CASE WHEN plans[i] ->> 'kept' IS NULL THEN plans[i] ->> 'why' END);
+                            CASE WHEN left_alone[i] IS NULL THEN reasons[i] END);
             RETURN NEXT;
         END IF;
         IF status = 'blocked' AND op_of[i] > 0 AND cardinality(refusals) < 20 THEN
             refusals := refusals || format('%s (%s): %s', table_name, row_key, why);
         END IF;
-        IF op_of[i] = 0 OR plans[i] ->> 'kept' IS NOT NULL THEN
-            changes := nullif(plans[i] -> 'kept', 'null');
-            why := plans[i] ->> 'why';
+        IF op_of[i] = 0 OR left_alone[i] IS NOT NULL THEN
+            changes := left_alone[i];
+            why := reasons[i];
             status := CASE WHEN changes IS NOT NULL THEN 'kept' WHEN why IS NOT NULL THEN 'blocked' ELSE 'unneeded' END;
             RETURN NEXT;
             IF status <> 'unneeded' AND cardinality(refusals) < 20 THEN

@@ -29,11 +29,13 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 #include "utils/typcache.h"
 
 #include "accord.h"
@@ -56,6 +58,11 @@ static const AccordCommitColumn commit_columns[] = {
 	ACCORD_COMMIT_ACTOR, ACCORD_COMMIT_APPLICATION_NAME,
 	ACCORD_COMMIT_CLIENT_ADDR, ACCORD_COMMIT_REASON,
 	ACCORD_COMMIT_CORRELATION_ID
+};
+
+/* Of these, in the same order: passed by value? The others are varlenas. */
+static const bool commit_byval[] = {
+	FLOAT8PASSBYVAL, FLOAT8PASSBYVAL, true, false, false, false, false, false
 };
 
 #define N_EVENT lengthof(event_columns)
@@ -102,6 +109,16 @@ accord_history_index(int slot)
 	return accord_db_relid(name);
 }
 
+void
+accord_history_keys(ScanKeyData *keys, int table_id, Datum key)
+{
+	ScanKeyInit(&keys[0], ACCORD_EVENT_TABLE_ID, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(table_id));
+	ScanKeyEntryInitialize(&keys[1], 0, ACCORD_EVENT_KEY,
+						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
+						   F_TEXTEQ, key);
+}
+
 static RowEvent *
 add_event(RowEvents *list)
 {
@@ -118,15 +135,18 @@ add_event(RowEvents *list)
 
 /* What the commit's row says; without one, nulls. */
 static void
-fill_commit(RowEvent *event, HeapTuple commit, TupleDesc desc)
+fill_commit(RowEvent *event, TupleTableSlot *commit)
 {
 	for (int i = 0; i < N_COMMIT; i++)
 	{
 		event->nulls[N_EVENT + i] = true;
-		if (commit != NULL)
+		if (commit == NULL)
+			continue;
+		event->values[N_EVENT + i] = slot_getattr(commit, commit_columns[i],
+												  &event->nulls[N_EVENT + i]);
+		if (!event->nulls[N_EVENT + i])
 			event->values[N_EVENT + i] =
-				heap_getattr(commit, commit_columns[i], desc,
-							 &event->nulls[N_EVENT + i]);
+				datumCopy(event->values[N_EVENT + i], commit_byval[i], -1);
 	}
 	event->seq = commit == NULL ? PG_INT64_MAX :
 		DatumGetInt64(event->values[N_EVENT]);
@@ -134,25 +154,19 @@ fill_commit(RowEvent *event, HeapTuple commit, TupleDesc desc)
 
 /* The events of a row that lie in one slot. */
 static void
-collect_slot(RowEvents *list, int slot, int table_id, Datum key)
+collect_slot(RowEvents *list, AccordPointReader *reader, int slot,
+			 int table_id, Datum key)
 {
 	Relation	heap = table_open(accord_db_slot_relid("event_log", slot),
 								  AccessShareLock);
-	Relation	commits = table_open(accord_db_slot_relid("commit_log", slot),
-									 AccessShareLock);
+	TupleDesc	desc = RelationGetDescr(heap);
 	Relation	index = index_open(accord_history_index(slot),
 								   AccessShareLock);
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	HeapTuple	commit = NULL;
-	int64		commit_tx = 0;
 
-	ScanKeyInit(&keys[0], ACCORD_EVENT_TABLE_ID, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(table_id));
-	ScanKeyEntryInitialize(&keys[1], 0, ACCORD_EVENT_KEY,
-						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
-						   F_TEXTEQ, key);
+	accord_history_keys(keys, table_id, key);
 	scan = systable_beginscan_ordered(heap, index, GetActiveSnapshot(), 2,
 									  keys);
 	while ((tuple = systable_getnext_ordered(scan,
@@ -161,26 +175,23 @@ collect_slot(RowEvents *list, int slot, int table_id, Datum key)
 		RowEvent   *event = add_event(list);
 		bool		isnull;
 		int64		tx_id;
+		TimestampTz at;
 
 		CHECK_FOR_INTERRUPTS();
 		tuple = heap_copytuple(tuple);
 		for (int i = 0; i < N_EVENT; i++)
-			event->values[i] = heap_getattr(tuple, event_columns[i],
-											RelationGetDescr(heap),
+			event->values[i] = heap_getattr(tuple, event_columns[i], desc,
 											&event->nulls[i]);
-		event->ord = DatumGetInt32(heap_getattr(tuple, ACCORD_EVENT_ORD,
-												RelationGetDescr(heap),
+		event->ord = DatumGetInt32(heap_getattr(tuple, ACCORD_EVENT_ORD, desc,
 												&isnull));
-		tx_id = DatumGetInt64(heap_getattr(tuple, ACCORD_EVENT_TX_ID,
-										   RelationGetDescr(heap), &isnull));
-		if (tx_id != commit_tx)
-			commit = accord_point_commit(slot, tx_id);
-		commit_tx = tx_id;
-		fill_commit(event, commit, RelationGetDescr(commits));
+		tx_id = DatumGetInt64(heap_getattr(tuple, ACCORD_EVENT_TX_ID, desc,
+										   &isnull));
+		at = DatumGetTimestampTz(heap_getattr(tuple, ACCORD_EVENT_RECORDED_AT,
+											  desc, &isnull));
+		fill_commit(event, accord_point_commit(reader, slot, tx_id, at));
 	}
 	systable_endscan_ordered(scan);
 	index_close(index, NoLock);
-	table_close(commits, NoLock);
 	table_close(heap, NoLock);
 }
 
@@ -200,12 +211,14 @@ Datum
 accord_row_events(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	AccordPointReader *reader = accord_point_open();
 	RowEvents	list = {0};
 
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < ACCORD_LOG_SLOTS; i++)
-		collect_slot(&list, i, PG_GETARG_INT32(0),
+		collect_slot(&list, reader, i, PG_GETARG_INT32(0),
 					 PointerGetDatum(PG_GETARG_TEXT_PP(1)));
+	accord_point_close(reader);
 	if (list.n > 1)
 		qsort(list.events, list.n, sizeof(RowEvent), compare_events);
 	for (int i = 0; i < list.n; i++)

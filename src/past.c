@@ -129,6 +129,7 @@ typedef struct Later
 	int			hint;			/* where the last one was found */
 	bool		all;			/* every commit in the slot is later */
 	int64		own_tx;			/* ours, if its events lie here */
+	TupleTableSlot *row;		/* the event that is looked at */
 } Later;
 
 typedef struct Past
@@ -376,15 +377,36 @@ event_object(HeapTuple event, TupleDesc desc, AccordEventColumn column)
 	return isnull ? NULL : DatumGetJsonbP(value);
 }
 
+/* Ops by their first letters; a baseline is an insert that changed nothing. */
+#define OP_INSERT 'i'
+#define OP_EVENT 'e'
+#define OP_BASELINE 'b'
+
+/* An insert of accord.baseline() has an empty before. */
+static char
+insert_kind(bool isnull, Datum before)
+{
+	Jsonb	   *object = isnull ? NULL : DatumGetJsonbP(before);
+
+	return object != NULL && JB_ROOT_IS_OBJECT(object) &&
+		JB_ROOT_COUNT(object) == 0 ? OP_BASELINE : OP_INSERT;
+}
+
 /* The row that an event found; NULL: it found none. */
 static HeapTuple
 row_before(PastTable *table, HeapTuple event, TupleDesc desc, char op)
 {
-	if (op == 'i')
+	if (op == OP_INSERT)
 		return NULL;
 	return accord_row_make(table->maker,
 						   event_object(event, desc, ACCORD_EVENT_BEFORE),
 						   event_object(event, desc, ACCORD_EVENT_PAYLOAD));
+}
+
+static char
+first_letter(Datum op)
+{
+	return VARDATA_ANY(DatumGetTextPP(op))[0];
 }
 
 /* The first letter of an event's op. */
@@ -392,10 +414,14 @@ static char
 event_op(HeapTuple event, TupleDesc desc)
 {
 	bool		isnull;
-	text	   *op = DatumGetTextPP(heap_getattr(event, ACCORD_EVENT_OP, desc,
-												 &isnull));
+	char		op = first_letter(heap_getattr(event, ACCORD_EVENT_OP, desc,
+											   &isnull));
+	Datum		before;
 
-	return VARDATA_ANY(op)[0];
+	if (op != OP_INSERT)
+		return op;
+	before = heap_getattr(event, ACCORD_EVENT_BEFORE, desc, &isnull);
+	return insert_kind(isnull, before);
 }
 
 /* ---- what came later ----------------------------------------------------- */
@@ -518,29 +544,30 @@ later_seq(Later *later, int64 tx_id)
 	return later->commits[low].tx_id == tx_id ? later->commits[low].seq : 0;
 }
 
-/* Notes a row as changed, by an event of our table that may be later. */
+/* Notes a row as changed, if it is by an event of our table that is later. */
 static void
 note_event(Past *past, Later *later, HeapTuple event)
 {
-	TupleDesc	desc = RelationGetDescr(later->events);
-	int64		seq = later_seq(later,
-								tuple_int64(event, ACCORD_EVENT_TX_ID, desc));
-	bool		isnull;
+	TupleTableSlot *row = later->row;
+	int64		seq;
 	bool		found;
-	Datum		key;
 	char		buffer[ACCORD_MAX_KEY + 1];
 	Touched    *touched;
 	int32		ord;
-	char		op;
 
-	if (seq == 0)
+	ExecStoreHeapTuple(event, row, false);
+	slot_getsomeattrs(row, ACCORD_EVENT_OP);
+#define VALUE(column) (row->tts_values[(column) - 1])
+#define ISNULL(column) (row->tts_isnull[(column) - 1])
+	if (ISNULL(ACCORD_EVENT_TABLE_ID) || ISNULL(ACCORD_EVENT_KEY) ||
+		DatumGetInt32(VALUE(ACCORD_EVENT_TABLE_ID)) != past->table.id)
 		return;
-	key = heap_getattr(event, ACCORD_EVENT_KEY, desc, &isnull);
-	op = event_op(event, desc);
-	if (isnull || op == 'e')
+	seq = later_seq(later, DatumGetInt64(VALUE(ACCORD_EVENT_TX_ID)));
+	if (seq == 0 || first_letter(VALUE(ACCORD_EVENT_OP)) == OP_EVENT)
 		return;
-	ord = DatumGetInt32(heap_getattr(event, ACCORD_EVENT_ORD, desc, &isnull));
-	text_to_cstring_buffer(DatumGetTextPP(key), buffer, sizeof(buffer));
+	ord = DatumGetInt32(VALUE(ACCORD_EVENT_ORD));
+	text_to_cstring_buffer(DatumGetTextPP(VALUE(ACCORD_EVENT_KEY)), buffer,
+						   sizeof(buffer));
 	touched = touched_insert(past->touched, buffer, &found);
 	if (!found)
 		touched->key = MemoryContextStrdup(past->touched->ctx, buffer);
@@ -550,7 +577,15 @@ note_event(Past *past, Later *later, HeapTuple event)
 	touched->ord = ord;
 	touched->tid = event->t_self;
 	touched->slot = later->slot;
-	touched->op = op;
+	touched->op = first_letter(VALUE(ACCORD_EVENT_OP));
+	if (touched->op == OP_INSERT)
+	{
+		slot_getsomeattrs(row, ACCORD_EVENT_BEFORE);
+		touched->op = insert_kind(ISNULL(ACCORD_EVENT_BEFORE),
+								  VALUE(ACCORD_EVENT_BEFORE));
+	}
+#undef ISNULL
+#undef VALUE
 }
 
 /*
@@ -583,7 +618,6 @@ read_by_table(Past *past, Later *later)
 static void
 read_by_transaction(Past *past, Later *later)
 {
-	TupleDesc	desc = RelationGetDescr(later->events);
 	int64		first = later->n > 0 ? later->commits[0].tx_id : PG_INT64_MAX;
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -598,13 +632,8 @@ read_by_transaction(Past *past, Later *later)
 							  !later->all, GetActiveSnapshot(), 1, &key);
 	while ((event = systable_getnext(scan)) != NULL)
 	{
-		bool		isnull;
-		Datum		id = heap_getattr(event, ACCORD_EVENT_TABLE_ID, desc,
-									  &isnull);
-
 		CHECK_FOR_INTERRUPTS();
-		if (!isnull && DatumGetInt32(id) == past->table.id)
-			note_event(past, later, event);
+		note_event(past, later, event);
 	}
 	systable_endscan(scan);
 }
@@ -626,8 +655,11 @@ read_later(Past *past)
 			continue;
 		later.events = table_open(accord_db_slot_relid("event_log", i),
 								  AccessShareLock);
+		later.row = MakeSingleTupleTableSlot(RelationGetDescr(later.events),
+											 &TTSOpsHeapTuple);
 		if (!read_by_table(past, &later))
 			read_by_transaction(past, &later);
+		ExecDropSingleTupleTableSlot(later.row);
 		table_close(later.events, NoLock);
 		if (later.commits != NULL)
 			pfree(later.commits);
@@ -660,7 +692,7 @@ list_touched(Past *past, int *n)
 	*n = 0;
 	touched_start_iterate(past->touched, &iterator);
 	while ((touched = touched_iterate(past->touched, &iterator)) != NULL)
-		if (touched->op != 'i')
+		if (touched->op != OP_INSERT)
 			list[(*n)++] = touched;
 	qsort(list, *n, sizeof(Touched *), compare_places);
 	return list;
@@ -794,10 +826,18 @@ accord_as_of(PG_FUNCTION_ARGS)
 
 /* ---- row_as_of() --------------------------------------------------------- */
 
-/* Looks in one slot for an earlier change of the row after the point. */
+/* The first change of a row after the point. */
+typedef struct FirstChange
+{
+	int64		seq;
+	int32		ord;
+	HeapTuple	event;			/* NULL: there is none */
+} FirstChange;
+
+/* Looks for it in one slot. */
 static void
-find_first(PastTable *table, int slot, Datum key, int64 *first_seq,
-		   int32 *first_ord, HeapTuple *first)
+find_first(PastTable *table, AccordPointReader *reader, int slot, Datum key,
+		   FirstChange *first)
 {
 	Relation	events = table_open(accord_db_slot_relid("event_log", slot),
 									AccessShareLock);
@@ -806,29 +846,26 @@ find_first(PastTable *table, int slot, Datum key, int64 *first_seq,
 	SysScanDesc scan;
 	HeapTuple	event;
 
-	ScanKeyInit(&keys[0], ACCORD_EVENT_TABLE_ID, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(table->id));
-	ScanKeyEntryInitialize(&keys[1], 0, ACCORD_EVENT_KEY,
-						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
-						   F_TEXTEQ, key);
+	accord_history_keys(keys, table->id, key);
 	scan = systable_beginscan(events, accord_history_index(slot), true,
 							  GetActiveSnapshot(), 2, keys);
 	while ((event = systable_getnext(scan)) != NULL)
 	{
-		int64		seq = accord_point_seq(slot,
-										   tuple_int64(event,
-													   ACCORD_EVENT_TX_ID,
-													   desc));
+		int64		seq =
+		accord_point_seq(reader, slot,
+						 tuple_int64(event, ACCORD_EVENT_TX_ID, desc),
+						 tuple_int64(event, ACCORD_EVENT_RECORDED_AT, desc));
 		bool		isnull;
 		int32		ord = DatumGetInt32(heap_getattr(event, ACCORD_EVENT_ORD,
 													 desc, &isnull));
 
-		if (seq <= table->seq || event_op(event, desc) == 'e' ||
-			seq > *first_seq || (seq == *first_seq && ord > *first_ord))
+		if (seq <= table->seq || event_op(event, desc) == OP_EVENT ||
+			(first->event != NULL &&
+			 (seq > first->seq || (seq == first->seq && ord > first->ord))))
 			continue;
-		*first_seq = seq;
-		*first_ord = ord;
-		*first = heap_copytuple(event);
+		first->seq = seq;
+		first->ord = ord;
+		first->event = heap_copytuple(event);
 	}
 	systable_endscan(scan);
 	table_close(events, NoLock);
@@ -931,9 +968,8 @@ accord_row_as_of(PG_FUNCTION_ARGS)
 	MemoryContext context = CurrentMemoryContext;
 	PastTable	table = {0};
 	char	   *key;
-	int64		first_seq = PG_INT64_MAX;
-	int32		first_ord = PG_INT32_MAX;
-	HeapTuple	first = NULL;
+	AccordPointReader *reader;
+	FirstChange first = {0};
 	HeapTuple	result;
 
 	key = PG_ARGISNULL(1) ? NULL :
@@ -942,10 +978,11 @@ accord_row_as_of(PG_FUNCTION_ARGS)
 	if (key == NULL)
 		PG_RETURN_NULL();
 	begin_past(fcinfo, &table, 2);
+	reader = accord_point_open();
 	for (int i = 0; i < ACCORD_LOG_SLOTS; i++)
-		find_first(&table, i, CStringGetTextDatum(key), &first_seq,
-				   &first_ord, &first);
-	if (first == NULL)
+		find_first(&table, reader, i, CStringGetTextDatum(key), &first);
+	accord_point_close(reader);
+	if (first.event == NULL)
 		result = present_row(&table, key, context);
 	else
 	{
@@ -953,8 +990,8 @@ accord_row_as_of(PG_FUNCTION_ARGS)
 										AccessShareLock);
 		MemoryContext old = MemoryContextSwitchTo(context);
 
-		result = row_before(&table, first, RelationGetDescr(events),
-							event_op(first, RelationGetDescr(events)));
+		result = row_before(&table, first.event, RelationGetDescr(events),
+							event_op(first.event, RelationGetDescr(events)));
 		MemoryContextSwitchTo(old);
 		table_close(events, NoLock);
 	}

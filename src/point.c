@@ -20,81 +20,96 @@
 #include "postgres.h"
 
 #include "access/genam.h"
-#include "access/htup_details.h"
 #include "access/skey.h"
 #include "access/table.h"
+#include "access/tableam.h"
 #include "miscadmin.h"
-#include "storage/bufmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "accord.h"
+#include "compat.h"
 #include "db.h"
 #include "log.h"
 #include "point.h"
 
 #define JITTER (1 * USECS_PER_SEC)
-#define NEAR 64					/* commits before a place that are looked at */
+#define NEAR 32					/* commits before a place that are looked at */
 
 PG_FUNCTION_INFO_V1(accord_seq_at);
 PG_FUNCTION_INFO_V1(accord_seq_of);
 PG_FUNCTION_INFO_V1(accord_oldest_seq);
 
-/* A partition of a log, and its primary key. */
+/* A partition of a log, read through its primary key, either way. */
 typedef struct Part
 {
-	Relation	heap;
+	Relation	heap;			/* NULL: not opened (yet) */
 	Relation	index;
+	IndexScanDesc scan;
+	TupleTableSlot *row;
+	int64		first;			/* of commit_log: the ends of the slot */
+	int64		last;			/* 0: it is empty */
+	TimestampTz first_at;
+	TimestampTz last_at;
 } Part;
 
-static Part
-open_part(const char *table, int slot)
+struct AccordPointReader
 {
-	Part		part;
+	Part		commits[ACCORD_LOG_SLOTS];
+	Part		events[ACCORD_LOG_SLOTS];
+};
 
-	part.heap = table_open(accord_db_slot_relid(table, slot),
-						   AccessShareLock);
-	list_free(RelationGetIndexList(part.heap)); /* sets rd_pkindex */
-	part.index = index_open(part.heap->rd_pkindex, AccessShareLock);
-	return part;
+static void
+open_part(Part *part, const char *table, int slot)
+{
+	part->heap = table_open(accord_db_slot_relid(table, slot),
+							AccessShareLock);
+	list_free(RelationGetIndexList(part->heap));	/* sets rd_pkindex */
+	part->index = index_open(part->heap->rd_pkindex, AccessShareLock);
+	part->scan = accord_index_beginscan(part->heap, part->index,
+										GetActiveSnapshot(), 1);
+	part->row = table_slot_create(part->heap, NULL);
 }
 
 static void
-close_part(Part part)
+close_part(Part *part)
 {
-	index_close(part.index, NoLock);
-	table_close(part.heap, NoLock);
-}
-
-static bool
-is_empty(Part part)
-{
-	return RelationGetNumberOfBlocks(part.heap) == 0;
+	if (part->heap == NULL)
+		return;
+	ExecDropSingleTupleTableSlot(part->row);
+	index_endscan(part->scan);
+	index_close(part->index, NoLock);
+	table_close(part->heap, NoLock);
 }
 
 static int64
-column_int64(Part part, HeapTuple tuple, int column)
+column_int64(Part *part, int column)
 {
 	bool		isnull;
 
-	return DatumGetInt64(heap_getattr(tuple, column,
-									  RelationGetDescr(part.heap), &isnull));
+	return DatumGetInt64(slot_getattr(part->row, column, &isnull));
+}
+
+static bool
+next_row(Part *part, bool down)
+{
+	return index_getnext_slot(part->scan, down ? BackwardScanDirection :
+							  ForwardScanDirection, part->row);
 }
 
 /* Begins to read commits from a number on, or down from it. */
-static SysScanDesc
-begin_commits(Part part, int64 seq, bool down)
+static void
+seek_commit(Part *part, int64 seq, bool down)
 {
 	ScanKeyData key;
 
-	ScanKeyInit(&key, ACCORD_COMMIT_SEQ,
+	ScanKeyInit(&key, 1,
 				down ? BTLessEqualStrategyNumber :
 				BTGreaterEqualStrategyNumber,
 				down ? F_INT8LE : F_INT8GE, Int64GetDatum(seq));
-	return systable_beginscan_ordered(part.heap, part.index,
-									  GetActiveSnapshot(), 1, &key);
+	index_rescan(part->scan, &key, 1, NULL, 0);
 }
 
 /*
@@ -102,21 +117,47 @@ begin_commits(Part part, int64 seq, bool down)
  * none, else also its time.
  */
 static int64
-find_commit(Part part, int64 seq, bool down, TimestampTz *time)
+find_commit(Part *part, int64 seq, bool down, TimestampTz *time)
 {
-	SysScanDesc scan = begin_commits(part, seq, down);
-	HeapTuple	tuple = systable_getnext_ordered(scan,
-												 down ? BackwardScanDirection :
-												 ForwardScanDirection);
-	int64		found = 0;
+	seek_commit(part, seq, down);
+	if (!next_row(part, down))
+		return 0;
+	*time = column_int64(part, ACCORD_COMMIT_COMMITTED_AT);
+	return column_int64(part, ACCORD_COMMIT_SEQ);
+}
 
-	if (tuple != NULL)
+/* The commits of a slot; NULL when there are none. */
+static Part *
+commits_of(AccordPointReader *reader, int slot)
+{
+	Part	   *part = &reader->commits[slot];
+
+	if (part->heap == NULL)
 	{
-		found = column_int64(part, tuple, ACCORD_COMMIT_SEQ);
-		*time = column_int64(part, tuple, ACCORD_COMMIT_COMMITTED_AT);
+		open_part(part, "commit_log", slot);
+		part->first = find_commit(part, 0, false, &part->first_at);
+		if (part->first > 0)
+			part->last = find_commit(part, PG_INT64_MAX, true,
+									 &part->last_at);
 	}
-	systable_endscan_ordered(scan);
-	return found;
+	return part->last > 0 ? part : NULL;
+}
+
+AccordPointReader *
+accord_point_open(void)
+{
+	return palloc0(sizeof(AccordPointReader));
+}
+
+void
+accord_point_close(AccordPointReader *reader)
+{
+	for (int i = 0; i < ACCORD_LOG_SLOTS; i++)
+	{
+		close_part(&reader->commits[i]);
+		close_part(&reader->events[i]);
+	}
+	pfree(reader);
 }
 
 /*
@@ -124,24 +165,23 @@ find_commit(Part part, int64 seq, bool down, TimestampTz *time)
  * its kind where times follow numbers, else near it. 0: all are later.
  */
 static int64
-search_time(Part part, TimestampTz time)
+search_time(Part *part, TimestampTz time)
 {
-	TimestampTz at;
-	int64		low = find_commit(part, 0, false, &at);
-	int64		high;
+	int64		low = part->first;
+	int64		high = part->last;
 
-	if (low == 0 || at > time)
+	if (part->first_at > time)
 		return 0;
-	high = find_commit(part, PG_INT64_MAX, true, &at);
-	if (at <= time)
+	if (part->last_at <= time)
 		return high;
 	/* low is not later, and what comes from high on is */
 	while (high - low > 1)
 	{
+		TimestampTz at;
 		int64		middle = low + (high - low) / 2;
 		int64		seq = find_commit(part, middle, false, &at);
 
-		if (seq >= high || at > time)
+		if (seq == 0 || seq >= high || at > time)
 			high = middle;
 		else
 			low = seq;
@@ -149,146 +189,134 @@ search_time(Part part, TimestampTz time)
 	return low;
 }
 
-/* The last commit of a partition that is not later than a time. */
+/* The last commit of a slot that is not later than a time. */
 static int64
-last_before(Part part, TimestampTz time)
+last_before(Part *part, TimestampTz time)
 {
 	int64		last = search_time(part, time);
-	SysScanDesc scan = begin_commits(part, last, false);
-	HeapTuple	tuple;
 
-	while ((tuple = systable_getnext_ordered(scan,
-											 ForwardScanDirection)) != NULL)
+	seek_commit(part, last, false);
+	while (next_row(part, false))
 	{
-		TimestampTz at = column_int64(part, tuple, ACCORD_COMMIT_COMMITTED_AT);
+		TimestampTz at = column_int64(part, ACCORD_COMMIT_COMMITTED_AT);
 
 		if (at <= time)
-			last = column_int64(part, tuple, ACCORD_COMMIT_SEQ);
+			last = column_int64(part, ACCORD_COMMIT_SEQ);
 		else if (at > time + JITTER)
 			break;
 	}
-	systable_endscan_ordered(scan);
 	return last;
 }
 
 int64
 accord_point_at(TimestampTz time)
 {
+	AccordPointReader *reader = accord_point_open();
 	int64		last = 0;
 
 	for (int i = 0; i < ACCORD_LOG_SLOTS; i++)
 	{
-		Part		part = open_part("commit_log", i);
+		Part	   *part = commits_of(reader, i);
 
-		if (!is_empty(part))
+		if (part != NULL)
 			last = Max(last, last_before(part, time));
-		close_part(part);
 	}
+	accord_point_close(reader);
 	return last;
 }
 
 int64
 accord_point_oldest(void)
 {
+	AccordPointReader *reader = accord_point_open();
 	int64		oldest = 0;
 
 	for (int i = 0; i < ACCORD_LOG_SLOTS; i++)
 	{
-		Part		part = open_part("commit_log", i);
-		TimestampTz at;
-		int64		seq = is_empty(part) ? 0 :
-		find_commit(part, 0, false, &at);
+		Part	   *part = commits_of(reader, i);
 
-		if (seq > 0 && (oldest == 0 || seq < oldest))
-			oldest = seq;
-		close_part(part);
+		if (part != NULL && (oldest == 0 || part->first < oldest))
+			oldest = part->first;
 	}
+	accord_point_close(reader);
 	return oldest;
 }
 
 /* When a transaction wrote its last event; false: it has none. */
 static bool
-last_written(int slot, int64 tx_id, TimestampTz *time)
+last_written(AccordPointReader *reader, int slot, int64 tx_id,
+			 TimestampTz *time)
 {
-	Part		part = open_part("event_log", slot);
+	Part	   *part = &reader->events[slot];
 	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found;
 
-	ScanKeyInit(&key, ACCORD_EVENT_TX_ID, BTEqualStrategyNumber, F_INT8EQ,
+	if (part->heap == NULL)
+		open_part(part, "event_log", slot);
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(tx_id));
-	scan = systable_beginscan_ordered(part.heap, part.index,
-									  GetActiveSnapshot(), 1, &key);
-	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
-	found = tuple != NULL;
-	if (found)
-		*time = column_int64(part, tuple, ACCORD_EVENT_RECORDED_AT);
-	systable_endscan_ordered(scan);
-	close_part(part);
-	return found;
+	index_rescan(part->scan, &key, 1, NULL, 0);
+	if (!next_row(part, true))
+		return false;
+	*time = column_int64(part, ACCORD_EVENT_RECORDED_AT);
+	return true;
 }
 
-/* Reads from a number on, or down from it, until the transaction is found. */
-static HeapTuple
-scan_for(Part part, int64 seq, bool down, int64 tx_id)
+/*
+ * Reads from a number on, or down from it, until the transaction is found:
+ * so many commits at most.
+ */
+static bool
+scan_for(Part *part, int64 seq, bool down, int64 tx_id, int64 limit)
 {
-	SysScanDesc scan = begin_commits(part, seq, down);
-	HeapTuple	tuple;
-
-	while ((tuple = systable_getnext_ordered(scan,
-											 down ? BackwardScanDirection :
-											 ForwardScanDirection)) != NULL)
+	seek_commit(part, seq, down);
+	while (limit-- > 0 && next_row(part, down))
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (column_int64(part, tuple, ACCORD_COMMIT_TX_ID) == tx_id)
-			break;
+		if (column_int64(part, ACCORD_COMMIT_TX_ID) == tx_id)
+			return true;
 	}
-	if (tuple != NULL)
-		tuple = heap_copytuple(tuple);
-	systable_endscan_ordered(scan);
-	return tuple;
+	return false;
 }
 
 /*
  * It committed after it had written, so what is looked for comes next after
- * that time, or not much later.
+ * that time, or not much later: tried with the time that is known of one of
+ * its events, then with that of its last event, then everywhere.
  */
-HeapTuple
-accord_point_commit(int slot, int64 tx_id)
+TupleTableSlot *
+accord_point_commit(AccordPointReader *reader, int slot, int64 tx_id,
+					TimestampTz written)
 {
-	Part		part;
-	TimestampTz written;
+	Part	   *part;
 	int64		near;
-	HeapTuple	found;
 	int			own_slot;
 
 	if (tx_id == accord_log_current_tx(&own_slot) ||
-		!last_written(slot, tx_id, &written))
+		(part = commits_of(reader, slot)) == NULL)
 		return NULL;
-	part = open_part("commit_log", slot);
-	near = Max(search_time(part, written) - NEAR, 0);
-	found = scan_for(part, near, false, tx_id);
-	if (found == NULL)
-		found = scan_for(part, near, true, tx_id);
-	close_part(part);
-	return found;
+	if (written != 0 &&
+		scan_for(part, search_time(part, written) - NEAR, false, tx_id,
+				 4 * NEAR))
+		return part->row;
+	if (!last_written(reader, slot, tx_id, &written))
+		return NULL;
+	near = search_time(part, written) - NEAR;
+	if (scan_for(part, near, false, tx_id, PG_INT64_MAX) ||
+		scan_for(part, near, true, tx_id, PG_INT64_MAX))
+		return part->row;
+	return NULL;
 }
 
 int64
-accord_point_seq(int slot, int64 tx_id)
+accord_point_seq(AccordPointReader *reader, int slot, int64 tx_id,
+				 TimestampTz written)
 {
-	HeapTuple	commit = accord_point_commit(slot, tx_id);
-	Part		part;
-	int64		seq;
+	TupleTableSlot *commit = accord_point_commit(reader, slot, tx_id, written);
+	bool		isnull;
 
 	if (commit == NULL)
 		return PG_INT64_MAX;
-	part = open_part("commit_log", slot);
-	seq = column_int64(part, commit, ACCORD_COMMIT_SEQ);
-	close_part(part);
-	heap_freetuple(commit);
-	return seq;
+	return DatumGetInt64(slot_getattr(commit, ACCORD_COMMIT_SEQ, &isnull));
 }
 
 /* accord.seq_at(timestamptz) */
@@ -304,8 +332,11 @@ accord_seq_at(PG_FUNCTION_ARGS)
 Datum
 accord_seq_of(PG_FUNCTION_ARGS)
 {
-	int64		seq = accord_point_seq(PG_GETARG_INT16(0), PG_GETARG_INT64(1));
+	AccordPointReader *reader = accord_point_open();
+	int64		seq = accord_point_seq(reader, PG_GETARG_INT16(0),
+									   PG_GETARG_INT64(1), 0);
 
+	accord_point_close(reader);
 	if (seq == PG_INT64_MAX)
 		PG_RETURN_NULL();
 	PG_RETURN_INT64(seq);

@@ -7,7 +7,7 @@
 #define ACCORD_POINT_H
 
 #include "datatype/timestamp.h"
-#include "access/htup.h"
+#include "executor/tuptable.h"
 
 /*
  * The last commit, in commit order, that is not later than a time; 0 when all
@@ -15,18 +15,24 @@
  */
 extern int64 accord_point_at(TimestampTz time);
 
-/*
- * The commit row of a transaction whose events lie in a slot, as a tuple of
- * commit_log in the current context, or NULL: it has not committed (or is not
- * visible to the active snapshot, or not kept any more).
- */
-extern HeapTuple accord_point_commit(int slot, int64 tx_id);
+/* Finds transactions; what it reads is under the snapshot active when opened. */
+typedef struct AccordPointReader AccordPointReader;
+
+extern AccordPointReader *accord_point_open(void);
+extern void accord_point_close(AccordPointReader *reader);
 
 /*
- * Its number; PG_INT64_MAX when it has not committed. One that has is never
- * taken for one that has not while its slot is kept.
+ * The commit row of a transaction whose events lie in a slot, as a row of
+ * commit_log that lives until the next call; NULL: it has not committed (or is
+ * not visible, or not kept any more). written: when it wrote one of its
+ * events, or 0.
  */
-extern int64 accord_point_seq(int slot, int64 tx_id);
+extern TupleTableSlot *accord_point_commit(AccordPointReader *reader, int slot,
+										   int64 tx_id, TimestampTz written);
+
+/* Its number; PG_INT64_MAX when it has not committed. */
+extern int64 accord_point_seq(AccordPointReader *reader, int slot,
+							  int64 tx_id, TimestampTz written);
 
 /* The oldest commit that is kept; 0 when there is none. */
 extern int64 accord_point_oldest(void);

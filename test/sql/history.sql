@@ -173,6 +173,24 @@ SELECT * FROM accord.as_of(NULL::part, :s + 1) ORDER BY 1;
 SELECT tableoid IS NULL, * FROM (SELECT NULL::oid AS tableoid, x.* FROM accord.as_of(NULL::part, :s + 2) x) y ORDER BY 2;
 SELECT count(*) FROM accord.as_of(NULL::part, :s + 3);
 
+-- Baselines are rows that were there before the log: nothing that somebody did.
+CREATE TABLE old (id integer PRIMARY KEY, a integer, b text);
+INSERT INTO old VALUES (1, 1, 'x'), (2, 2, 'y'), (3, 3, 'z');
+SELECT accord.capture('old') IS NOT NULL AS captured;
+SELECT accord.safe_seq() AS o \gset
+UPDATE old SET a = 10 WHERE id = 1;
+SELECT accord.baseline('old');
+DELETE FROM old WHERE id = 2;
+SELECT * FROM accord.as_of(NULL::old, :o) ORDER BY 1;
+SELECT accord.row_as_of(NULL::old, 2, :o), accord.row_as_of(NULL::old, 3, :o);
+SELECT seq - :o AS seq, op, changes FROM accord.history('old', 2);
+SELECT column_name, seq - :o AS seq, op FROM accord.blame('old', 1);
+SELECT column_name, seq - :o AS seq, op FROM accord.blame('old', 3);
+SELECT * FROM accord.diff('old', 2, :o);
+SELECT * FROM accord.diff('old', 3, :o);
+SELECT row_key, action, changes, status FROM accord.revert(after => :'o');
+TABLE old ORDER BY id;
+
 -- What cannot be told is said.
 SELECT pg_temp.refusal(statement) FROM (VALUES
     (format('SELECT * FROM accord.as_of(NULL::part, %s)', :s - 1)),
@@ -235,6 +253,6 @@ RESET ROLE;
 SET client_min_messages = warning;
 DROP OWNED BY regress_history_auditor;
 DROP ROLE regress_history_auditor, regress_history_nobody;
-DROP TABLE rate, thing, chamber, shape, part, late;
+DROP TABLE rate, thing, chamber, shape, part, late, old;
 DROP TYPE pair;
 DROP DOMAIN level;
