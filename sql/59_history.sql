@@ -143,6 +143,27 @@ END
 $$;
 COMMENT ON FUNCTION accord.history_table(regclass, bigint) IS 'internal: how a table is captured; raises when it is not, or was not yet, or the log does not reach back, at the point';
 
+-- How its columns, as they are now, were called before, from an event on; nothing where nothing became of them.
+CREATE FUNCTION accord.history_shapes(table_id integer, OUT seq bigint, OUT ord integer, OUT names text[])
+    RETURNS SETOF record
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN s.version = 1 THEN 0
+                ELSE coalesce(c.seq, CASE WHEN s.tx_id = p.tx_id THEN 9223372036854775807 ELSE 0 END) END,
+           s.ord,
+           (SELECT array_agg(was.name ORDER BY a.attnum)
+            FROM pg_attribute a
+            LEFT JOIN jsonb_to_recordset(last.columns) AS now (id integer, attnum integer) ON now.attnum = a.attnum
+            LEFT JOIN jsonb_to_recordset(s.columns) AS was (id integer, name text) ON was.id = now.id
+            WHERE a.attrelid = accord.captured_relation(history_shapes.table_id) AND a.attnum > 0)
+    FROM (SELECT l.columns, l.version FROM accord.captured_shape l WHERE l.table_id = history_shapes.table_id
+          ORDER BY l.version DESC LIMIT 1) last
+    CROSS JOIN accord.current_place() p
+    JOIN accord.captured_shape s ON s.table_id = history_shapes.table_id AND last.version > 1
+    LEFT JOIN accord.commit_log c ON c.tx_id = s.tx_id AND s.version > 1
+    ORDER BY s.version
+$$;
+COMMENT ON FUNCTION accord.history_shapes(integer) IS 'internal: how the columns of a captured table were called, from an event on';
+
 -- A key as it is in the log.
 CREATE FUNCTION accord.key_of(value anycompatible) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'accord_key_of';
@@ -216,15 +237,27 @@ CREATE FUNCTION accord.state_after(op text, payload jsonb) RETURNS jsonb
 $$;
 COMMENT ON FUNCTION accord.state_after(text, jsonb) IS 'internal: the image of a row after an event, null when it is gone';
 
+-- The events of a row, with the names that columns have now.
+CREATE FUNCTION accord.shaped_events(relation regclass, key text,
+    OUT op text, OUT payload jsonb, OUT before jsonb, OUT seq bigint, OUT committed_at timestamptz, OUT role oid,
+    OUT actor text, OUT source text, OUT reason text, OUT correlation_id text, OUT tx_id bigint, OUT place bigint)
+    RETURNS SETOF record
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT e.op, accord.reshape(e.payload, e.table_id, coalesce(e.seq, 9223372036854775807), e.ord),
+           accord.reshape(e.before, e.table_id, coalesce(e.seq, 9223372036854775807), e.ord), e.seq, e.committed_at, e.role,
+           e.actor, e.source, e.reason, e.correlation_id, e.tx_id, row_number() OVER (ORDER BY e.seq, e.ord)
+    FROM accord.row_events((SELECT h.id FROM accord.history_table(relation) h), shaped_events.key) e
+    WHERE e.op <> 'event'
+$$;
+COMMENT ON FUNCTION accord.shaped_events(regclass, text) IS 'internal: the events of a captured row, with the names that its columns have now';
+
 CREATE FUNCTION accord.blame(relation regclass, key anycompatible,
     OUT column_name text, OUT value jsonb, OUT seq bigint, OUT committed_at timestamptz, OUT op text, OUT actor text,
     OUT reason text, OUT role text, OUT source text, OUT correlation_id text, OUT tx_id bigint)
     RETURNS SETOF record
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH e AS MATERIALIZED (
-        SELECT x.*, row_number() OVER (ORDER BY x.seq, x.ord) AS place
-        FROM accord.row_events((SELECT h.id FROM accord.history_table(blame.relation) h), accord.key_of(blame.key)) x
-        WHERE x.op <> 'event'),
+        SELECT * FROM accord.shaped_events(blame.relation, accord.key_of(blame.key))),
     last AS (SELECT coalesce(e.payload, e.before) AS image, e.payload FROM e ORDER BY e.place DESC LIMIT 1)
     SELECT c.name, last.payload -> c.name, s.seq, s.committed_at, s.op, s.actor, s.reason,
            pg_get_userbyid(s.role)::text, s.source, s.correlation_id, s.tx_id
@@ -243,9 +276,8 @@ CREATE FUNCTION accord.diff_seq(relation regclass, key text, from_seq bigint, to
     RETURNS SETOF record
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH e AS MATERIALIZED (
-        SELECT x.op, x.payload, x.before, x.seq, row_number() OVER (ORDER BY x.seq, x.ord) AS place
-        FROM accord.row_events((SELECT h.id FROM accord.history_table(relation, least(from_seq, to_seq)) h), key) x
-        WHERE x.op <> 'event'),
+        SELECT x.* FROM accord.history_table(relation, least(from_seq, to_seq)) h,
+                        accord.shaped_events(relation, diff_seq.key) x),
     states AS (
         SELECT (SELECT coalesce((SELECT ARRAY[accord.state_before(e.op, e.payload, e.before)] FROM e
                                  WHERE e.seq > diff_seq.from_seq OR e.seq IS NULL ORDER BY e.place LIMIT 1),

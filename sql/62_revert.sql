@@ -95,11 +95,15 @@ DECLARE
     steps jsonb[];
 BEGIN
     WITH RECURSIVE event AS MATERIALIZED (
-        SELECT e.table_id, e.key, e.seq, e.ord, e.op, e.payload, e.before,
+        SELECT e.table_id, e.key, e.seq, e.ord, e.op,
+               -- as columns are called now
+               CASE WHEN s.table_id IS NULL THEN e.payload ELSE accord.reshape(e.payload, e.table_id, e.seq, e.ord) END AS payload,
+               CASE WHEN s.table_id IS NULL THEN e.before ELSE accord.reshape(e.before, e.table_id, e.seq, e.ord) END AS before,
                CASE WHEN e.op = 'insert' AND e.before IS NOT NULL
                          AND lag(e.ord) OVER w = e.ord - 1 AND lag(e.op) OVER w = 'delete'
                          AND lag(e.key) OVER w <> e.key THEN lag(e.key) OVER w END AS moved_from
         FROM accord.commit_events(seqs) e
+        LEFT JOIN (SELECT DISTINCT c.table_id FROM accord.captured_shape c WHERE c.version > 1) s ON s.table_id = e.table_id
         WHERE e.op <> 'event' AND e.key IS NOT NULL AND NOT (e.op = 'insert' AND e.before IS NOT NULL AND e.before = '{}')
           AND (revert_steps.source IS NULL OR e.source = revert_steps.source)
           AND (revert_steps.table_id IS NULL OR e.table_id = revert_steps.table_id)
@@ -813,7 +817,9 @@ BEGIN
             HINT = 'See accord.history(); the log reaches back to accord.oldest_seq().';
     END IF;
     RETURN QUERY SELECT * FROM accord.revert_run(
-        ARRAY[jsonb_build_object('id', table_id, 'key', key, 'old', e.before, 'new', NULL)], ARRAY[e.seq], 'merge',
+        ARRAY[jsonb_build_object('id', table_id, 'key', key, 'old',
+                                 accord.reshape(e.before, table_id, coalesce(e.seq, 9223372036854775807), e.ord), 'new', NULL)],
+        ARRAY[e.seq], 'merge',
         coalesce(dry_run, false), coalesce(reason, nullif(current_setting('accord.reason', true), ''), 'undelete'),
         jsonb_build_object('undelete', relation, 'key', key), path);
 END
@@ -848,10 +854,13 @@ DECLARE
     steps jsonb[];
     seqs bigint[];
 BEGIN
-    SELECT array_agg(jsonb_build_object('id', table_id, 'key', d.key, 'old', d.before, 'new', NULL) ORDER BY d.recorded_at, d.ord),
+    SELECT array_agg(jsonb_build_object('id', table_id, 'key', d.key, 'old', d.before, 'new', NULL)
+                     ORDER BY d.recorded_at, d.ord),
            array_agg(accord.seq_of(d.slot, d.tx_id))
     INTO steps, seqs
-    FROM (SELECT DISTINCT ON (l.key) l.* FROM accord.event_log l
+    FROM (SELECT DISTINCT ON (l.key) l.slot, l.tx_id, l.ord, l.key, l.recorded_at,
+                 accord.reshape(l.before, l.table_id, coalesce(accord.seq_of(l.slot, l.tx_id), 9223372036854775807), l.ord) AS before
+          FROM accord.event_log l
           WHERE l.table_id = table_id AND l.op IN ('delete', 'truncate') AND l.key IS NOT NULL
           ORDER BY l.key, l.recorded_at DESC, l.tx_id DESC, l.ord DESC) d
     WHERE d.before @> matching

@@ -62,6 +62,14 @@
 
 #define FETCH_ROWS 1000			/* of the present, at a time */
 
+/* How columns were called from an event on. */
+typedef struct PastShape
+{
+	int64		seq;
+	int32		ord;
+	char	  **names;			/* of each column; NULL: it was not there */
+} PastShape;
+
 /* The table that is asked about. */
 typedef struct PastTable
 {
@@ -77,6 +85,8 @@ typedef struct PastTable
 	AccordImage *image;			/* of the key's columns */
 	Bitmapset  *hidden;			/* column numbers - 1 of what is not captured */
 	AccordRowMaker *maker;
+	PastShape  *shapes;			/* in their order; none: as they are now */
+	int			n_shapes;
 } PastTable;
 
 /* A row that was changed after the point, by the first change. */
@@ -238,6 +248,58 @@ set_hidden(PastTable *table, Datum array)
 													TextDatumGetCString(names[i])));
 }
 
+/* Reads what became of the table's columns, when anything did. */
+static void
+set_shapes(PastTable *table, MemoryContext context)
+{
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(table->id)};
+	MemoryContext old;
+
+	if (SPI_execute_with_args("SELECT seq, ord, names "
+							  "FROM accord.history_shapes($1)",
+							  1, types, values, NULL, true, 0) !=
+		SPI_OK_SELECT)
+		elog(ERROR, "could not read the shapes of table %s", table->name);
+	old = MemoryContextSwitchTo(context);
+	table->n_shapes = SPI_processed;
+	table->shapes = palloc0(Max(table->n_shapes, 1) * sizeof(PastShape));
+	for (int i = 0; i < table->n_shapes; i++)
+	{
+		PastShape  *shape = &table->shapes[i];
+		Datum		columns[3];
+		Datum	   *names;
+		bool	   *nulls;
+		bool		isnull;
+		int			n;
+
+		for (int c = 0; c < 3; c++)
+			columns[c] = SPI_getbinval(SPI_tuptable->vals[i],
+									   SPI_tuptable->tupdesc, c + 1, &isnull);
+		shape->seq = DatumGetInt64(columns[0]);
+		shape->ord = DatumGetInt32(columns[1]);
+		shape->names = palloc0(table->desc->natts * sizeof(char *));
+		deconstruct_array(DatumGetArrayTypeP(columns[2]), TEXTOID, -1, false,
+						  TYPALIGN_INT, &names, &nulls, &n);
+		for (int c = 0; c < Min(n, table->desc->natts); c++)
+			shape->names[c] = nulls[c] ? NULL : TextDatumGetCString(names[c]);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* How columns were called when an event was written. */
+static char **
+names_at(PastTable *table, int64 seq, int32 ord)
+{
+	int			i = table->n_shapes - 1;
+
+	while (i > 0 && (table->shapes[i].seq > seq ||
+					 (table->shapes[i].seq == seq &&
+					  table->shapes[i].ord > ord)))
+		i--;
+	return i < 0 ? NULL : table->shapes[i].names;
+}
+
 /*
  * What accord.history_table() knows of it: raises when the log does not reach
  * back to the point.
@@ -263,6 +325,7 @@ look_up(PastTable *table, int64 seq, MemoryContext context)
 	table->condition = nulls[3] ? NULL : TextDatumGetCString(result[3]);
 	table->maker = accord_row_prepare(table->rowtype);
 	MemoryContextSwitchTo(old);
+	set_shapes(table, context);
 }
 
 /*
@@ -394,11 +457,12 @@ insert_kind(bool isnull, Datum before)
 
 /* The row that an event found; NULL: it found none. */
 static HeapTuple
-row_before(PastTable *table, HeapTuple event, TupleDesc desc, char op)
+row_before(PastTable *table, HeapTuple event, TupleDesc desc, char op,
+		   int64 seq, int32 ord)
 {
 	if (op == OP_INSERT)
 		return NULL;
-	return accord_row_make(table->maker,
+	return accord_row_make(table->maker, names_at(table, seq, ord),
 						   event_object(event, desc, ACCORD_EVENT_BEFORE),
 						   event_object(event, desc, ACCORD_EVENT_PAYLOAD));
 }
@@ -735,7 +799,8 @@ put_touched(Past *past, MemoryContext scratch)
 									   ExecFetchSlotHeapTuple(row, false,
 															  &should_free),
 									   RelationGetDescr(events),
-									   list[i]->op));
+									   list[i]->op, list[i]->seq,
+									   list[i]->ord));
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(scratch);
 	}
@@ -991,7 +1056,8 @@ accord_row_as_of(PG_FUNCTION_ARGS)
 		MemoryContext old = MemoryContextSwitchTo(context);
 
 		result = row_before(&table, first.event, RelationGetDescr(events),
-							event_op(first.event, RelationGetDescr(events)));
+							event_op(first.event, RelationGetDescr(events)),
+							first.seq, first.ord);
 		MemoryContextSwitchTo(old);
 		table_close(events, NoLock);
 	}

@@ -6,10 +6,11 @@
  * row's columns; the row is made for the table as it is now, in one pass, with
  * everything about its types looked up once.
  *
- * Invariants: columns are found by name. What a column's output became in
- * JSON its input makes a value of again: numbers, strings and booleans by the
- * type's input function (short cuts for the commonest), JSON as it is, arrays
- * and composites by PostgreSQL's own jsonb_populate_record(). Columns that
+ * Invariants: columns are found by name, those that they have or had. What a
+ * column's output became in JSON its input makes a value of again: numbers,
+ * strings and booleans by the type's input function (short cuts for the
+ * commonest), JSON as it is, arrays and composites by PostgreSQL's own
+ * jsonb_populate_record(). Columns that
  * the image lacks are null, those the table lacks are passed over.
  *
  * Input functions see the settings that images are written under, not the
@@ -163,12 +164,11 @@ accord_row_prepared(AccordRowMaker *maker, Oid rowtype)
 }
 
 static JsonbValue *
-find_member(Jsonb *object, RowColumn *column, JsonbValue *value)
+find_member(Jsonb *object, const char *name, int length, JsonbValue *value)
 {
 	if (object == NULL || !JB_ROOT_IS_OBJECT(object))
 		return NULL;
-	return getKeyJsonValueFromContainer(&object->root, column->name,
-										column->length, value);
+	return getKeyJsonValueFromContainer(&object->root, name, length, value);
 }
 
 /* The text that a scalar, or JSON itself, is for an input function. */
@@ -282,20 +282,22 @@ make_value(AccordRowMaker *maker, int i, JsonbValue *value, bool *isnull)
 }
 
 static void
-make_values(AccordRowMaker *maker, Jsonb *over, Jsonb *under)
+make_values(AccordRowMaker *maker, char **names, Jsonb *over, Jsonb *under)
 {
 	for (int i = 0; i < maker->desc->natts; i++)
 	{
 		RowColumn  *column = &maker->columns[i];
+		const char *name = names ? names[i] : column->name;
+		int			length = names && name ? strlen(name) : column->length;
 		JsonbValue	buffer;
 		JsonbValue *value = NULL;
 
 		maker->current = i;
-		if (column->kind != ROW_NOTHING)
+		if (column->kind != ROW_NOTHING && name != NULL)
 		{
-			value = find_member(over, column, &buffer);
+			value = find_member(over, name, length, &buffer);
 			if (value == NULL)
-				value = find_member(under, column, &buffer);
+				value = find_member(under, name, length, &buffer);
 		}
 		if (value != NULL && value->type != jbvNull)
 		{
@@ -332,7 +334,8 @@ rethrow(AccordRowMaker *maker, MemoryContext context)
 }
 
 HeapTuple
-accord_row_make(AccordRowMaker *maker, Jsonb *over, Jsonb *under)
+accord_row_make(AccordRowMaker *maker, char **names, Jsonb *over,
+				Jsonb *under)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int			interval_style = IntervalStyle;
@@ -347,7 +350,7 @@ accord_row_make(AccordRowMaker *maker, Jsonb *over, Jsonb *under)
 	IntervalStyle = INTSTYLE_POSTGRES;
 	PG_TRY();
 	{
-		make_values(maker, over, under);
+		make_values(maker, names, over, under);
 	}
 	PG_CATCH();
 	{
@@ -383,6 +386,6 @@ accord_row_of(PG_FUNCTION_ARGS)
 		fcinfo->flinfo->fn_extra = maker = accord_row_prepare(rowtype);
 		MemoryContextSwitchTo(old);
 	}
-	PG_RETURN_DATUM(HeapTupleGetDatum(accord_row_make(maker, NULL,
+	PG_RETURN_DATUM(HeapTupleGetDatum(accord_row_make(maker, NULL, NULL,
 													  PG_GETARG_JSONB_P(1))));
 }

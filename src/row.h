@@ -19,11 +19,12 @@ extern bool accord_row_prepared(AccordRowMaker *maker, Oid rowtype);
 
 /*
  * A column's value is taken from "over", else from "under"; either may be
- * NULL. A column that neither has is null. Raises, and names the column, when
- * a value is none of the column's type (any more). The tuple is allocated in
- * the current context, and so is what is used on the way.
+ * NULL. A column that neither has is null. names, when given, tells for each
+ * column how it is called there; NULL: it was not there. Raises, and names the
+ * column, when a value is none of the column's type (any more). The tuple is
+ * allocated in the current context, and so is what is used on the way.
  */
-extern HeapTuple accord_row_make(AccordRowMaker *maker, Jsonb *over,
-								 Jsonb *under);
+extern HeapTuple accord_row_make(AccordRowMaker *maker, char **names,
+								 Jsonb *over, Jsonb *under);
 
 #endif							/* ACCORD_ROW_H */

@@ -408,7 +408,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['as_of', 'row_as_of', 'history', 'blame', 'diff', 'point_seq', 'seq_at', 'oldest_seq', 'row_of',
-                                  'history_table', 'key_of', 'image_of', 'row_events', 'commit_events', 'changes',
+                                  'history_table', 'history_shapes', 'shaped_events', 'key_of', 'image_of', 'row_events', 'commit_events', 'changes',
                                   'state_before', 'state_after', 'diff_seq', 'seq_of', 'equality']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may

@@ -148,8 +148,16 @@ ALTER TABLE shape ADD d integer DEFAULT 4;
 UPDATE shape SET b = 0, d = 5 WHERE id = 1;
 ALTER TABLE shape DROP b;
 ALTER TABLE shape RENAME c TO cc;
+ALTER TABLE shape ADD c text DEFAULT 'another c';
+UPDATE shape SET cc = 'ONE', c = 'mine' WHERE id = 1;
 SELECT * FROM accord.as_of(NULL::shape, :s) ORDER BY 1;
 SELECT * FROM accord.as_of(NULL::shape, :s + 2) ORDER BY 1;
+-- by their names now, whatever they were called then
+SELECT column_name, value, seq - :s AS seq FROM accord.blame('shape', 1);
+SELECT * FROM accord.diff('shape', 1, :s);
+SELECT row_key, action, changes, status FROM accord.revert(seq => :s + 2, dry_run => true);
+SELECT row_key, changes, status FROM accord.undelete('shape', 2, dry_run => true);
+SELECT max(seq) - :s AS seq FROM accord.history('shape', 1);
 DELETE FROM shape WHERE id = 3;
 ALTER TABLE shape ALTER a TYPE integer USING a::integer;
 SELECT id, a FROM accord.as_of(NULL::shape, :s) WHERE id < 3 ORDER BY 1;
