@@ -22,6 +22,7 @@ $$;
 --   seq, ord       the event: its transaction's place in the commit order, and its place therein
 --   outcome        what was concluded (README, "Outcomes")
 --   sent           how far the request got: no (not sent), unknown (sent, no answer), yes (answered)
+--   replay         the replay that it was a part of
 CREATE TABLE accord.attempt_log (
     seq bigint NOT NULL,
     recorded_at timestamptz NOT NULL,
@@ -36,7 +37,8 @@ CREATE TABLE accord.attempt_log (
     sent text,
     error text,
     response text,
-    request_id text
+    request_id text,
+    replay bigint
 ) PARTITION BY LIST (slot);
 
 -- backlog_log: the states a delivery passed through once it became an exception; the highest version counts.
@@ -44,6 +46,7 @@ CREATE TABLE accord.attempt_log (
 --   attempted_at   its first attempt; due_at: not to be tried before
 --   decided_by     the commit number of the redeliver() or discard() that brought it here
 --   request        of a command: the request as first made, to be repeated to the letter
+--   replay         the replay that it is a part of
 -- Appended, never updated: a row updated for every retry decays under a held snapshot.
 CREATE TABLE accord.backlog_log (
     seq bigint NOT NULL,
@@ -65,7 +68,8 @@ CREATE TABLE accord.backlog_log (
     key text,
     state text NOT NULL CHECK (state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead', 'delivered', 'skipped', 'superseded', 'expired', 'discarded')),
     error text,
-    request jsonb
+    request jsonb,
+    replay bigint
 ) PARTITION BY LIST (slot);
 CREATE INDEX backlog_log_delivery ON accord.backlog_log (channel, account, seq, ord, version);
 

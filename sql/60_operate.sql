@@ -4,7 +4,7 @@
 CREATE VIEW accord.backlog AS
     SELECT b.seq, b.ord, b.channel, nullif(b.account, '') AS account, b.key, b.state, b.attempts,
            b.owed_since, b.attempted_at, b.due_at, b.recorded_at AS since, b.error, b.route, b.decided_by,
-           b.tx_id, b.event_slot, b.version, b.priority
+           b.tx_id, b.event_slot, b.version, b.priority, b.replay
     FROM (SELECT DISTINCT ON (l.channel, l.account, l.seq, l.ord) l.*
           FROM accord.backlog_log l
           ORDER BY l.channel, l.account, l.seq, l.ord, l.version DESC) b

@@ -90,10 +90,10 @@ END
 $$;
 COMMENT ON FUNCTION accord.lowest_position() IS 'internal: the lowest position of the dispatchers';
 
--- How far every dispatcher, every endpoint that lags, and the checkpoint have come.
+-- How far every dispatcher, every endpoint that lags, every replay, and the checkpoint have come.
 CREATE FUNCTION accord.ring_floor() RETURNS bigint
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT least(accord.lowest_position(), (SELECT min(position) FROM accord.checkpoint),
+    SELECT least(accord.lowest_position(), (SELECT min(position) FROM accord.checkpoint), accord.replay_floor() - 1,
                  (SELECT min(c.seq) - 1 FROM (SELECT DISTINCT ON (channel, account, priority) seq FROM accord.cursor_log
                                               ORDER BY channel, account, priority, version DESC) c))
 $$;
@@ -136,7 +136,7 @@ CREATE FUNCTION accord.ring_tables(log text, slot integer) RETURNS text
     LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(CASE log WHEN 'event' THEN 'accord.event_log_%1$s, accord.commit_log_%1$s'
                            WHEN 'attempt' THEN 'accord.attempt_log_%1$s, accord.endpoint_log_%1$s'
-                           WHEN 'backlog' THEN 'accord.backlog_log_%1$s, accord.cursor_log_%1$s'
+                           WHEN 'backlog' THEN 'accord.backlog_log_%1$s, accord.cursor_log_%1$s, accord.replay_log_%1$s'
                            WHEN 'consumer' THEN 'accord.consumer_log_%1$s' END, slot)
 $$;
 COMMENT ON FUNCTION accord.ring_tables(text, integer) IS 'internal: the tables of a slot';
@@ -301,14 +301,15 @@ DECLARE
     tables text;
     copied bigint;
     cursors bigint;
+    replays bigint;
     is_empty boolean;
 BEGIN
     FOR i IN 1 .. 3 LOOP
         slot := (turns + i) % 4;
-        EXECUTE format('SELECT NOT EXISTS (SELECT FROM accord.backlog_log_%s) AND NOT EXISTS (SELECT FROM accord.cursor_log_%s)',
-                       slot, slot) INTO is_empty;
+        EXECUTE format('SELECT NOT EXISTS (SELECT FROM accord.backlog_log_%s) AND NOT EXISTS (SELECT FROM accord.cursor_log_%s)'
+                       ' AND NOT EXISTS (SELECT FROM accord.replay_log_%s)', slot, slot, slot) INTO is_empty;
         CONTINUE WHEN is_empty;
-        tables := format('accord.backlog_log_%s, accord.cursor_log_%s', slot, slot);
+        tables := format('accord.backlog_log_%s, accord.cursor_log_%s, accord.replay_log_%s', slot, slot, slot);
         -- Whoever still writes into it might commit after the copy, and be lost.
         BEGIN
             EXECUTE 'LOCK TABLE ' || tables || ' IN SHARE ROW EXCLUSIVE MODE NOWAIT';
@@ -318,13 +319,14 @@ BEGIN
         EXECUTE format($q$
             INSERT INTO accord.backlog_log
                 (seq, tx_id, recorded_at, owed_since, attempted_at, due_at, route, decided_by, ord, version, attempts,
-                 slot, event_slot, priority, channel, account, key, state, error, request)
+                 slot, event_slot, priority, channel, account, key, state, error, request, replay)
             SELECT o.seq, o.tx_id, o.recorded_at, o.owed_since, o.attempted_at, o.due_at, o.route, o.decided_by, o.ord,
                    o.version, o.attempts, %1$s, o.event_slot, o.priority, o.channel, o.account, o.key, o.state, o.error,
                    -- a command's request was kept with its first intent
                    coalesce(o.request, (SELECT r.request FROM accord.backlog_log r
                                         WHERE r.channel = o.channel AND r.account = o.account AND r.seq = o.seq
-                                          AND r.ord = o.ord AND r.request IS NOT NULL LIMIT 1))
+                                          AND r.ord = o.ord AND r.request IS NOT NULL
+                                          AND r.replay IS NOT DISTINCT FROM o.replay LIMIT 1)), o.replay
             FROM accord.backlog_log_%2$s o
             WHERE (o.state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead') OR o.seq > %3$s)
               AND NOT EXISTS (SELECT FROM accord.backlog_log n
@@ -342,7 +344,18 @@ BEGIN
                                 AND (n.version > o.version OR n.version = o.version AND n.slot <> o.slot))
             $q$, current, slot);
         GET DIAGNOSTICS cursors = ROW_COUNT;
-        IF copied + cursors = 0 AND accord.ring_lock(tables) THEN
+        EXECUTE format($q$
+            INSERT INTO accord.replay_log (job, version, seq, recorded_at, started_at, since, first_seq, done, delivered,
+                                           failed, passed, pass_low, pass_high, ord, slot, state, reason)
+            SELECT o.job, o.version, o.seq, o.recorded_at, o.started_at, o.since, o.first_seq, o.done, o.delivered,
+                   o.failed, o.passed, o.pass_low, o.pass_high, o.ord, %1$s, o.state, o.reason
+            FROM accord.replay_log_%2$s o
+            WHERE NOT EXISTS (SELECT FROM accord.replay_log n
+                              WHERE n.job = o.job
+                                AND (n.version > o.version OR n.version = o.version AND n.slot <> o.slot))
+            $q$, current, slot);
+        GET DIAGNOSTICS replays = ROW_COUNT;
+        IF copied + cursors + replays = 0 AND accord.ring_lock(tables) THEN
             PERFORM accord.ring_truncate(tables);
         END IF;
         RETURN;
@@ -350,7 +363,8 @@ BEGIN
 
     -- Move on when the current slot has grown large.
     IF force OR pg_relation_size(format('accord.backlog_log_%s', current)) > 16 * 1024 * 1024
-             OR pg_relation_size(format('accord.cursor_log_%s', current)) > 16 * 1024 * 1024 THEN
+             OR pg_relation_size(format('accord.cursor_log_%s', current)) > 16 * 1024 * 1024
+             OR pg_relation_size(format('accord.replay_log_%s', current)) > 16 * 1024 * 1024 THEN
         PERFORM setval('accord.backlog_slot', turns + 1);
     END IF;
 END

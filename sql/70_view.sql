@@ -2,7 +2,8 @@
 
 CREATE VIEW accord.attempt AS
     SELECT a.recorded_at, e.event_id, e.topic, e.key, a.channel, nullif(a.account, '') AS account, a.attempt,
-           a.outcome, a.status, a.sent, a.duration_ms, a.error, a.response, a.request_id, a.seq, a.ord
+           a.outcome, a.status, a.sent, a.duration_ms, a.error, a.response, a.request_id, a.seq, a.ord,
+           a.replay
     FROM accord.attempt_log a
     LEFT JOIN accord.commit_log c ON c.seq = a.seq
     LEFT JOIN accord.event_log e ON e.slot = c.slot AND e.tx_id = c.tx_id AND e.ord = a.ord;
@@ -23,11 +24,11 @@ CREATE VIEW accord.timeline AS
         SELECT c.committed_at, NULL, NULL, 'committed', NULL, NULL, NULL, 'seq ' || c.seq
         UNION ALL
         SELECT a.recorded_at, a.channel, nullif(a.account, ''), a.outcome, a.attempt, a.status, a.duration_ms,
-               pg_catalog.concat_ws(' | ', a.error, a.response)
+               pg_catalog.concat_ws(' | ', 'replay ' || a.replay, a.error, a.response)
         FROM accord.attempt_log a WHERE a.seq = c.seq AND a.ord = e.ord
         UNION ALL
         SELECT b.recorded_at, b.channel, nullif(b.account, ''), b.state, b.attempts, NULL, NULL,
-               pg_catalog.concat_ws(' | ', 'due ' || b.due_at, 'decided by seq ' || b.decided_by)
+               pg_catalog.concat_ws(' | ', 'replay ' || b.replay, 'due ' || b.due_at, 'decided by seq ' || b.decided_by)
         FROM accord.backlog_log b WHERE b.seq = c.seq AND b.ord = e.ord
     ) s
     ORDER BY c.seq, e.ord, s.at;
@@ -40,7 +41,7 @@ CREATE FUNCTION accord.endpoint_state(channel text, account text,
     OUT retrying bigint, OUT held bigint, OUT dead bigint, OUT in_flight integer, OUT tokens bigint,
     OUT delivered_1m real, OUT delivered_5m real, OUT failed_1m real, OUT failed_5m real, OUT p50_ms real,
     OUT p99_ms real, OUT last_delivered_at timestamptz, OUT last_attempt_at timestamptz, OUT last_outcome text,
-    OUT last_error text, OUT last_error_at timestamptz)
+    OUT last_error text, OUT last_error_at timestamptz, OUT replaying integer)
     RETURNS record
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'accord_endpoint_state';
 COMMENT ON FUNCTION accord.endpoint_state(text, text) IS 'internal: what its dispatcher shows of an endpoint; an empty account is the channel itself; null when nobody dispatches here';
@@ -59,7 +60,7 @@ CREATE VIEW accord.status AS
            CASE WHEN s.throttled_until > pg_catalog.clock_timestamp() THEN s.throttled_until END AS throttled_until,
            p.since AS paused_since, p.until AS paused_until, p.reason AS paused_reason,
            s.delivered_1m, s.delivered_5m, s.failed_1m, s.failed_5m, s.p50_ms, s.p99_ms,
-           s.last_delivered_at, s.last_attempt_at, s.last_outcome, s.last_error, s.last_error_at
+           s.last_delivered_at, s.last_attempt_at, s.last_outcome, s.last_error, s.last_error_at, s.replaying
     FROM (SELECT c.name AS channel, ''::text AS account, c.enabled FROM accord.channel c
           UNION ALL
           SELECT a.channel, a.name, a.enabled AND c.enabled

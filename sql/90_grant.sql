@@ -61,6 +61,7 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), accord.captured_id(regclass), '
                    'accord.captured_relation(integer), accord.reshape(jsonb, integer, bigint, integer) TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.mark_log, accord.marks TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.progress, accord.replay_job, accord.replay_log TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.as_of(anyelement, text), accord.as_of(anyelement, timestamptz), '
                    'accord.as_of(anyelement, bigint), accord.row_as_of(anyelement, anycompatible, text), '
                    'accord.row_as_of(anyelement, anycompatible, timestamptz), '
@@ -89,6 +90,11 @@ CREATE FUNCTION accord.grant_admin(role regrole) RETURNS void
 BEGIN
     PERFORM accord.grant_writer(role);
     PERFORM accord.grant_auditor(role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.cancel_replay(bigint, text), '
+                   'accord.backfill(text, text, text, double precision, text), '
+                   'accord.replay(text, text, text, text, text, text, text, text[], uuid[], regclass, double precision, text), '
+                   'accord.replay(text, timestamptz, timestamptz, text, text, text, text, text[], regclass, double precision, text), '
+                   'accord.replay(text, bigint, bigint, text, text, text, text, text[], regclass, double precision, text) TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.channel, accord.account, accord.route, accord.rate_limit, accord.consumer TO %s', role);
     EXECUTE format('GRANT INSERT (log, function, owner, enabled, description), UPDATE (log, function, owner, enabled, '
                    'description), DELETE ON accord.archive TO %s', role);
@@ -123,7 +129,7 @@ BEGIN
                    'revert_note', 'revert_run', 'revert_check_mode', 'undelete_row'));
 END
 $$;
-COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard() and adopt(), besides what writers and auditors may';
+COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard(), replay() and adopt(), besides what writers and auditors may';
 REVOKE ALL ON FUNCTION accord.grant_writer(regrole), accord.grant_auditor(regrole), accord.grant_admin(regrole), accord.check_role(regrole)
     FROM PUBLIC;
 

@@ -24,6 +24,8 @@
 
 #define ACCORD_PRIORITIES 3		/* urgent, normal, bulk */
 #define ACCORD_PRIORITY_NORMAL 1
+#define ACCORD_PRIORITY_REPLAY 3	/* what is replayed, behind all of them */
+#define ACCORD_QUEUES 4			/* of a connection: the priorities, replays */
 
 #define ACCORD_MAX_TOPIC 255	/* bytes */
 #define ACCORD_MAX_KEY 2048		/* bytes */

@@ -2,10 +2,10 @@
  * backlog.c: what dispatchers write, and how they find it again.
  *
  * Runs in dispatchers only: they are the one writer of attempt_log,
- * backlog_log, cursor_log and the positions.
+ * backlog_log, cursor_log, replay_log and the positions.
  *
  * Invariants
- *   - All three logs are appended, never updated: an update per retry would
+ *   - All these logs are appended, never updated: an update per retry would
  *     leave dead rows that a held snapshot keeps. The highest version counts.
  *   - An endpoint belongs to one dispatcher, so versions need no lock.
  *   - A position is set one batch late (setval is not transactional): it never
@@ -83,8 +83,8 @@ open_current_slot(const char *table, const char *ring, int slots, int *slot)
 /* Collects a row's columns in their order. */
 typedef struct RowBuilder
 {
-	Datum		values[20];
-	bool		nulls[20];
+	Datum		values[24];
+	bool		nulls[24];
 	int			n;
 } RowBuilder;
 
@@ -167,6 +167,7 @@ form_backlog(const void *rows, int i, Relation rel, int slot,
 	add_text(&row, accord_backlog_word(from->state));
 	add_text(&row, from->error);
 	add_datum(&row, JsonbPGetDatum(from->request), from->request == NULL);
+	add_int64(&row, from->replay, from->replay == 0);
 	return finish_row(&row, rel);
 }
 
@@ -200,6 +201,7 @@ form_attempt(const void *rows, int i, Relation rel, int slot,
 	add_text(&row, from->error);
 	add_text(&row, from->response);
 	add_text(&row, from->request_id);
+	add_int64(&row, from->replay, from->replay == 0);
 	return finish_row(&row, rel);
 }
 
@@ -263,6 +265,40 @@ accord_backlog_append_cursors(const AccordCursorRow *rows, int n)
 				form_cursor);
 }
 
+/* Same order as the columns of accord.replay_log. */
+static HeapTuple
+form_replay(const void *rows, int i, Relation rel, int slot, TimestampTz now)
+{
+	const AccordReplayRow *from = (const AccordReplayRow *) rows + i;
+	RowBuilder	row = {.n = 0};
+
+	add_int64(&row, from->id, false);
+	add_int64(&row, from->version, false);
+	add_int64(&row, from->point.seq, false);
+	add_int64(&row, now, false);
+	add_int64(&row, from->started_at, false);
+	add_int64(&row, from->since, false);
+	add_int64(&row, from->first_seq, false);
+	add_int64(&row, from->done, false);
+	add_int64(&row, from->delivered, false);
+	add_int64(&row, from->failed, false);
+	add_int64(&row, from->passed, false);
+	add_int64(&row, from->pass_low, false);
+	add_int64(&row, from->pass_high, false);
+	add_datum(&row, Int32GetDatum(from->point.ord), false);
+	add_datum(&row, Int16GetDatum(slot), false);
+	add_text(&row, from->state);
+	add_text(&row, from->reason);
+	return finish_row(&row, rel);
+}
+
+void
+accord_backlog_append_replays(const AccordReplayRow *rows, int n)
+{
+	append_rows("replay_log", "backlog_slot", ACCORD_BACKLOG_SLOTS, rows, n,
+				form_replay);
+}
+
 /*
  * Reading back. These queries go by index whatever the statistics say: the
  * logs swing between empty and huge.
@@ -303,7 +339,7 @@ column_text(int row, int column)
 #define BACKLOG_COLUMNS \
 	"seq, tx_id, owed_since, attempted_at, due_at, route, decided_by, " \
 	"ord, version, attempts, event_slot::int, channel, account, key, state, " \
-	"error, request, priority::int"
+	"error, request, priority::int, replay"
 
 static void
 fill_backlog(AccordBacklogRow *row, int i)
@@ -329,6 +365,7 @@ fill_backlog(AccordBacklogRow *row, int i)
 	row->error = column_text(i, 16);
 	row->request = isnull ? NULL : DatumGetJsonbPCopy(request);
 	row->priority = column_int32(i, 18);
+	row->replay = column_int64(i, 19);
 }
 
 /* Opens a cursor over a query; index scans only, in this transaction. */
@@ -444,11 +481,13 @@ accord_backlog_find(const char *channel, const char *account, int64 seq,
 
 Jsonb	   *
 accord_backlog_request(const char *channel, const char *account, int64 seq,
-					   int ord)
+					   int ord, int64 replay)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	Portal		portal = open_versions("request IS NOT NULL", channel,
-									   account, seq, ord);
+	char	   *condition = psprintf("request IS NOT NULL AND "
+									 "coalesce(replay, 0) = " INT64_FORMAT,
+									 replay);
+	Portal		portal = open_versions(condition, channel, account, seq, ord);
 	Jsonb	   *request = NULL;
 
 	if (SPI_processed == 1)

@@ -42,6 +42,7 @@ typedef struct AccordBacklogRow
 	TimestampTz due_at;			/* 0: none */
 	int64		route;			/* 0: none */
 	int64		decided_by;		/* 0: nobody */
+	int64		replay;			/* 0: live */
 	int			ord;
 	int			version;
 	int			attempts;
@@ -58,6 +59,7 @@ typedef struct AccordBacklogRow
 typedef struct AccordAttemptRow
 {
 	int64		seq;
+	int64		replay;			/* 0: live */
 	int			ord;
 	int			attempt;
 	double		duration_ms;	/* negative: null */
@@ -94,12 +96,32 @@ typedef struct AccordCursorRow
 	const char *account;
 } AccordCursorRow;
 
+/* How far a replay has come, for replay_log. */
+typedef struct AccordReplayRow
+{
+	int64		id;
+	int64		version;
+	AccordPoint point;			/* all up to here is settled or in the backlog */
+	int64		first_seq;		/* from here on it needs the log */
+	int64		pass_low;
+	int64		pass_high;
+	int64		done;			/* events of the selection up to the point */
+	int64		delivered;
+	int64		failed;
+	int64		passed;
+	TimestampTz since;			/* what was settled beyond it, was after this */
+	TimestampTz started_at;
+	const char *state;
+	const char *reason;			/* NULL: null */
+} AccordReplayRow;
+
 /* Appends, in the current transaction, many at a time. */
 extern void accord_backlog_append(const AccordBacklogRow *rows, int n);
 extern void accord_backlog_append_attempts(const AccordAttemptRow *rows, int n);
 extern void accord_backlog_append_cursors(const AccordCursorRow *rows, int n);
 extern void accord_backlog_append_transitions(const AccordTransitionRow *rows,
 											  int n);
+extern void accord_backlog_append_replays(const AccordReplayRow *rows, int n);
 
 /*
  * Reading back; SPI connected by the callee, one callback per row, whose
@@ -131,9 +153,12 @@ extern void accord_backlog_load(const char *channel, const char *account,
 extern bool accord_backlog_find(const char *channel, const char *account,
 								int64 seq, int ord, AccordBacklogRow *row);
 
-/* The request kept for a delivery; NULL when there is none. */
+/*
+ * The request kept for a delivery, by that replay (0: live); NULL when there is
+ * none.
+ */
 extern Jsonb *accord_backlog_request(const char *channel, const char *account,
-									 int64 seq, int ord);
+									 int64 seq, int ord, int64 replay);
 extern void accord_backlog_settled(int64 after, AccordSettledVisit visit,
 								   void *arg);
 extern void accord_backlog_dead(AccordDeadVisit visit, void *arg);

@@ -94,6 +94,9 @@ make_key(AccordBatchKey *key, const AccordDelivery *delivery,
 	key->route = route->id;
 	key->group = hash_bytes_extended((unsigned char *) group, strlen(group),
 									 0);
+	/* what is replayed goes by itself */
+	if (delivery->replay != NULL)
+		key->group = hash_combine64(key->group, delivery->replay->id);
 	key->max = delivery->batch_max;
 	pfree(group);
 }

@@ -34,6 +34,7 @@ typedef struct AccordBoardRow
 	TimestampTz last_attempt_at;
 	TimestampTz last_error_at;
 	int			last_outcome;	/* AccordOutcome; -1: none */
+	int			replaying;		/* replays of it that are running */
 	char		last_error[200];	/* empty: none */
 } AccordBoardRow;
 

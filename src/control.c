@@ -24,6 +24,7 @@
 #include "flow.h"
 #include "json.h"
 #include "recovery.h"
+#include "replay.h"
 #include "routing.h"
 #include "settle.h"
 
@@ -47,6 +48,7 @@ recall_delivery(AccordDesk *desk, AccordEndpoint *endpoint,
 	delivery->attempted_at = row->attempted_at;
 	delivery->attempts = row->attempts;
 	accord_delivery_recall(desk, delivery, row->version);
+	accord_replay_recall(desk, delivery, row->replay);
 	return delivery;
 }
 
@@ -231,6 +233,8 @@ accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 					strcmp(topic, ACCORD_TOPIC_RESUME) == 0))
 		note_pause(desk, DatumGetJsonbP(payload),
 				   strcmp(topic, ACCORD_TOPIC_RESUME) == 0);
+	if (!isnull && strcmp(topic, ACCORD_TOPIC_REPLAY) == 0)
+		accord_replay_heed(desk, DatumGetJsonbP(payload));
 
 	/* all of it or nothing: first whether any is being settled just now */
 	for (int pass = 0; pass < 2 && !isnull; pass++)

@@ -55,6 +55,7 @@
 #include "intake.h"
 #include "keeper.h"
 #include "recovery.h"
+#include "replay.h"
 #include "request.h"
 #include "settle.h"
 #include "shmem.h"
@@ -125,7 +126,9 @@ make_request(AccordRequest *request, AccordDelivery *delivery,
 	if (delivery->version > 0 && route->command &&
 		route->body_function != NULL)
 		frozen = accord_backlog_request(endpoint->channel, endpoint->account,
-										delivery->seq, delivery->ord);
+										delivery->seq, delivery->ord,
+										delivery->replay ?
+										delivery->replay->id : 0);
 	if (frozen != NULL)
 		accord_request_thaw(request, frozen);
 	else
@@ -184,6 +187,12 @@ is_settled_before(AccordDelivery *delivery, TimestampTz now,
 		*error = NULL;
 		return true;
 	}
+	if (delivery->overtaken)
+	{
+		*outcome = ACCORD_OUTCOME_SUPERSEDED;
+		*error = "there is a newer event of its kind";
+		return true;
+	}
 	newer = accord_coalesce_send(desk, delivery);
 	if (newer != NULL)
 	{
@@ -224,6 +233,7 @@ find_route(AccordDelivery *delivery, AccordChannel **channel,
 	delivery->command = (*route)->command;
 	delivery->ambiguous_retry = (*route)->ambiguous_retry;
 	delivery->hold_dead = (*route)->hold_dead;
+	delivery->event->replay = delivery->replay;
 	/* what was recovered, or scheduled, has no kind yet */
 	if (!delivery->identified)
 		accord_coalesce_identify(desk, delivery, *route, *account);
@@ -316,7 +326,7 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED, NULL, now);
 	else if (route->skip_unchanged &&
 			 accord_fingerprint_same(delivery, request) &&
-			 delivery->decided_by == 0)
+			 delivery->decided_by == 0 && delivery->replay == NULL)
 		accord_settle_without(delivery, ACCORD_OUTCOME_SKIPPED,
 							  "unchanged since it was last accepted", now);
 	else if (needs_intent(delivery, route, channel))
@@ -809,6 +819,8 @@ turn(void)
 	for (int i = 0; i < ADMIT_ROUNDS && (admitting = admit(now)); i++)
 		;
 	more |= admitting;
+	if (accord_replay_turn(desk, now))
+		more |= admit(now);
 	send_batches(now);
 	/* the network works while what was answered is committed */
 	if (accord_http_submitted())
@@ -827,6 +839,7 @@ turn(void)
 	timeout = earlier(accord_http_timeout(), due_timeout(now));
 	timeout = earlier(timeout, accord_settle_timeout(now, idle));
 	timeout = earlier(timeout, accord_intake_timeout(desk, now));
+	timeout = earlier(timeout, accord_replay_timeout(desk, now));
 	return earlier(timeout, showing);
 }
 

@@ -20,6 +20,9 @@
  *     got a row: what lies before it is never read from the log again.
  *   - Lanes are found by a hash of endpoint and key. Two keys that collide
  *     share a lane: that costs parallelism, never order.
+ *   - What is replayed has a lane of its key within the replay besides, its
+ *     "order". It keeps that until it is settled, and its key's lane only from
+ *     its turn to the answer: live events never wait for one that is retried.
  *
  * On failure: only out-of-memory can raise here; it ends the dispatcher.
  */
@@ -141,6 +144,7 @@ accord_desk_create(int number, int count)
 	dlist_init(&desk->active);
 	dlist_init(&desk->ready);
 	dlist_init(&desk->stale);
+	dlist_init(&desk->replays);
 	desk->due = pairingheap_allocate(compare_due, NULL);
 	desk->alarms = pairingheap_allocate(compare_alarms, NULL);
 	desk->batches = create_table(context, "pg_accord batches",
@@ -280,7 +284,7 @@ accord_connection_endpoint(AccordDesk *desk, AccordConnection *connection,
 {
 	AccordEndpoint *endpoint;
 
-	Assert(priority >= 0 && priority < ACCORD_PRIORITIES);
+	Assert(priority >= 0 && priority < ACCORD_QUEUES);
 	if (connection->endpoints[priority] != NULL)
 		return connection->endpoints[priority];
 	endpoint = MemoryContextAllocZero(desk->context, sizeof(AccordEndpoint));
@@ -315,6 +319,7 @@ accord_event_create(AccordDesk *desk, TupleTableSlot *row)
 	AccordEvent *event = palloc(sizeof(AccordEvent));
 
 	event->refs = 0;
+	event->replay = NULL;
 	event->tuple = ExecCopySlotHeapTuple(row);
 	if (HeapTupleHasExternal(event->tuple))
 	{
@@ -390,14 +395,36 @@ accord_gate_open(const AccordGate *gate)
 		gate->in_flight + gate->unsettled < 2 * gate->max_in_flight;
 }
 
-static bool
-has_ready(const AccordConnection *connection)
+bool
+accord_connection_has_live(const AccordConnection *connection)
 {
 	for (int i = 0; i < ACCORD_PRIORITIES; i++)
 		if (connection->endpoints[i] != NULL &&
 			!dlist_is_empty(&connection->endpoints[i]->ready))
 			return true;
 	return false;
+}
+
+int
+accord_replay_share(const AccordGate *gate)
+{
+	return Max(gate->max_in_flight / 2, 1);
+}
+
+static bool
+has_ready_replay(const AccordConnection *connection)
+{
+	AccordEndpoint *endpoint = connection->endpoints[ACCORD_PRIORITY_REPLAY];
+
+	return endpoint != NULL && !dlist_is_empty(&endpoint->ready) &&
+		endpoint->n_taken < accord_replay_share(&connection->gate);
+}
+
+static bool
+has_ready(const AccordConnection *connection)
+{
+	return accord_connection_has_live(connection) ||
+		has_ready_replay(connection);
 }
 
 static void
@@ -577,14 +604,14 @@ make_ready(AccordDesk *desk, AccordDelivery *delivery)
 	accord_connection_rotate(desk, delivery->endpoint->connection);
 }
 
-/* Finds or makes the lane of a delivery's key. */
+/* Finds or makes the lane of a key. */
 static AccordLane *
-enter_lane(AccordDesk *desk, AccordDelivery *delivery)
+enter_lane(AccordDesk *desk, uint64 hash)
 {
 	AccordLane *lane;
 	bool		found;
 
-	lane = hash_search(desk->lanes, &delivery->key_hash, HASH_ENTER, &found);
+	lane = hash_search(desk->lanes, &hash, HASH_ENTER, &found);
 	if (!found)
 	{
 		lane->holder = NULL;
@@ -592,8 +619,45 @@ enter_lane(AccordDesk *desk, AccordDelivery *delivery)
 		lane->barrier.ord = 0;
 		dlist_init(&lane->waiting);
 	}
-	delivery->lane = lane;
 	return lane;
+}
+
+/* False: another holds it, and the delivery is WAITING now. */
+static bool
+hold_lane(AccordLane *lane, AccordDelivery *delivery)
+{
+	if (lane->holder != NULL && lane->holder != delivery)
+	{
+		delivery->phase = ACCORD_PHASE_WAITING;
+		dlist_push_tail(&lane->waiting, &delivery->queue_node);
+		return false;
+	}
+	lane->holder = delivery;
+	return true;
+}
+
+/* A lane's next holder after this one; NULL: nobody waits, it is forgotten. */
+static AccordDelivery *
+pass_on(AccordDesk *desk, AccordLane *lane, const AccordDelivery *delivery)
+{
+	if (lane->holder != NULL && lane->holder != delivery)
+		return NULL;
+	if (dlist_is_empty(&lane->waiting))
+	{
+		hash_search(desk->lanes, &lane->hash, HASH_REMOVE, NULL);
+		return NULL;
+	}
+	if (lane->holder == NULL)
+		return NULL;
+	lane->holder = dlist_container(AccordDelivery, queue_node,
+								   dlist_pop_head_node(&lane->waiting));
+	return lane->holder;
+}
+
+static bool
+is_held(const AccordDelivery *delivery)
+{
+	return delivery->version > 0 && delivery->state == ACCORD_STATE_HELD;
 }
 
 /* Gives a lane to the next of its key, or forgets it. */
@@ -601,28 +665,16 @@ static void
 leave_lane(AccordDesk *desk, AccordDelivery *delivery)
 {
 	AccordLane *lane = delivery->lane;
+	AccordDelivery *next;
 
 	delivery->lane = NULL;
-	if (lane == NULL)
+	next = lane == NULL ? NULL : pass_on(desk, lane, delivery);
+	if (next == NULL)
 		return;
-	if (lane->holder != delivery)
-	{
-		if (lane->holder == NULL && dlist_is_empty(&lane->waiting))
-			hash_search(desk->lanes, &lane->hash, HASH_REMOVE, NULL);
-		return;
-	}
-	if (dlist_is_empty(&lane->waiting))
-	{
-		hash_search(desk->lanes, &lane->hash, HASH_REMOVE, NULL);
-		return;
-	}
-	lane->holder = dlist_container(AccordDelivery, queue_node,
-								   dlist_pop_head_node(&lane->waiting));
-	if (lane->holder->version > 0 &&
-		lane->holder->state == ACCORD_STATE_HELD)
-		lane->holder->phase = ACCORD_PHASE_HELD;
+	if (is_held(next))
+		next->phase = ACCORD_PHASE_HELD;
 	else
-		make_ready(desk, lane->holder);
+		make_ready(desk, next);
 }
 
 /*
@@ -636,20 +688,51 @@ join_lane(AccordDesk *desk, AccordDelivery *delivery)
 	AccordPoint point = {delivery->seq, delivery->ord};
 
 	if (lane == NULL && delivery->key_hash != 0)
-		lane = enter_lane(desk, delivery);
+		lane = delivery->lane = enter_lane(desk, delivery->key_hash);
 	if (lane == NULL)
 		return true;
-	if (delivery->merge_hash == 0 &&
+	if (delivery->merge_hash == 0 && delivery->replay == NULL &&
 		accord_point_compare(point, lane->barrier) > 0)
 		lane->barrier = point;
-	if (lane->holder != NULL && lane->holder != delivery)
+	return hold_lane(lane, delivery);
+}
+
+/* The same for the lane that a replay has of its own. */
+static bool
+join_order(AccordDesk *desk, AccordDelivery *delivery)
+{
+	if (delivery->order == NULL && delivery->order_hash != 0)
+		delivery->order = enter_lane(desk, delivery->order_hash);
+	return delivery->order == NULL || hold_lane(delivery->order, delivery);
+}
+
+static void
+leave_order(AccordDesk *desk, AccordDelivery *delivery)
+{
+	AccordLane *lane = delivery->order;
+	AccordDelivery *next;
+
+	delivery->order = NULL;
+	next = lane == NULL ? NULL : pass_on(desk, lane, delivery);
+	if (next == NULL)
+		return;
+	if (is_held(next))
+		next->phase = ACCORD_PHASE_HELD;
+	else if (next->version > 0 && next->state == ACCORD_STATE_SCHEDULED)
 	{
-		delivery->phase = ACCORD_PHASE_WAITING;
-		dlist_push_tail(&lane->waiting, &delivery->queue_node);
-		return false;
+		next->phase = ACCORD_PHASE_PARKED;
+		pairingheap_add(desk->due, &next->due_node);
 	}
-	lane->holder = delivery;
-	return true;
+	else if (join_lane(desk, next))
+		make_ready(desk, next);
+}
+
+AccordDelivery *
+accord_desk_replayed(AccordDesk *desk, uint64 order_hash)
+{
+	AccordLane *lane = hash_search(desk->lanes, &order_hash, HASH_FIND, NULL);
+
+	return lane ? lane->holder : NULL;
 }
 
 /* Takes a delivery out of whatever queue its phase has it in. */
@@ -670,7 +753,7 @@ accord_delivery_queue(AccordDesk *desk, AccordDelivery *delivery)
 		   delivery->phase == ACCORD_PHASE_PARKED ||
 		   delivery->phase == ACCORD_PHASE_HELD);
 	leave_queue(desk, delivery);
-	if (join_lane(desk, delivery))
+	if (join_order(desk, delivery) && join_lane(desk, delivery))
 		make_ready(desk, delivery);
 }
 
@@ -701,6 +784,8 @@ take(AccordDesk *desk, AccordDelivery *delivery)
 	delivery->counted = true;
 	accord_connection_touch(desk, connection);
 	delivery->endpoint->n_taken++;
+	connection->hub->n_replaying +=
+		delivery->endpoint->priority == ACCORD_PRIORITY_REPLAY;
 	connection->gate.in_flight++;
 	connection->hub->gate.in_flight++;
 	desk->unrest = true;
@@ -717,6 +802,8 @@ untake(AccordDesk *desk, AccordDelivery *delivery)
 	delivery->counted = false;
 	accord_connection_touch(desk, connection);
 	delivery->endpoint->n_taken--;
+	connection->hub->n_replaying -=
+		delivery->endpoint->priority == ACCORD_PRIORITY_REPLAY;
 	connection->gate.in_flight--;
 	connection->hub->gate.in_flight--;
 }
@@ -727,6 +814,29 @@ accord_delivery_owe(AccordDesk *desk, AccordDelivery *delivery,
 {
 	list_owed(desk, delivery, now);
 	accord_delivery_queue(desk, delivery);
+}
+
+void
+accord_delivery_replay(AccordDesk *desk, AccordDelivery *delivery,
+					   AccordReplay *replay, TimestampTz now)
+{
+	delivery->replay = replay;
+	delivery->read_at = now;
+	replay->n_deliveries++;
+	if (delivery->excepted)
+		dlist_push_tail(&replay->excepted, &delivery->replay_node);
+	else
+	{
+		dlist_push_tail(&replay->owed, &delivery->replay_node);
+		list_owed(desk, delivery, now);
+	}
+}
+
+void
+accord_delivery_take(AccordDesk *desk, AccordDelivery *delivery)
+{
+	Assert(delivery->phase == ACCORD_PHASE_NEW);
+	take(desk, delivery);
 }
 
 void
@@ -754,6 +864,12 @@ unlist_owed(AccordDesk *desk, AccordDelivery *delivery, bool evicted)
 		return;
 	if (!evicted)
 		accord_endpoint_pass(delivery->endpoint, point);
+	if (delivery->replay != NULL)
+	{
+		dlist_delete(&delivery->replay_node);
+		dlist_push_tail(&delivery->replay->excepted, &delivery->replay_node);
+		delivery->replay->changed = true;
+	}
 	dlist_delete(&delivery->owed_node);
 	delivery->owed = false;
 	delivery->endpoint->n_owed--;
@@ -842,8 +958,13 @@ accord_delivery_park(AccordDesk *desk, AccordDelivery *delivery,
 {
 	leave_queue(desk, delivery);
 	delivery->due_at = due_at;
-	if (delivery->state == ACCORD_STATE_RETRYING &&
-		!join_lane(desk, delivery))
+	if ((delivery->state == ACCORD_STATE_RETRYING ||
+		 delivery->kind_hash != 0) && !join_order(desk, delivery))
+		return;
+	if (delivery->replay != NULL)
+		leave_lane(desk, delivery);
+	else if (delivery->state == ACCORD_STATE_RETRYING &&
+			 !join_lane(desk, delivery))
 		return;
 	delivery->phase = ACCORD_PHASE_PARKED;
 	pairingheap_add(desk->due, &delivery->due_node);
@@ -853,8 +974,25 @@ void
 accord_delivery_hold(AccordDesk *desk, AccordDelivery *delivery)
 {
 	leave_queue(desk, delivery);
-	if (join_lane(desk, delivery))
+	if (!join_order(desk, delivery))
+		return;
+	if (delivery->replay != NULL)
+	{
+		leave_lane(desk, delivery);
 		delivery->phase = ACCORD_PHASE_HELD;
+	}
+	else if (join_lane(desk, delivery))
+		delivery->phase = ACCORD_PHASE_HELD;
+}
+
+/* Lanes that another holds may be gone when they are wanted again. */
+static void
+forget_lanes(AccordDelivery *delivery)
+{
+	if (delivery->lane != NULL && delivery->lane->holder != delivery)
+		delivery->lane = NULL;
+	if (delivery->order != NULL && delivery->order->holder != delivery)
+		delivery->order = NULL;
 }
 
 void
@@ -863,9 +1001,7 @@ accord_delivery_withdraw(AccordDesk *desk, AccordDelivery *delivery)
 	accord_merge_leave(desk, delivery);
 	leave_queue(desk, delivery);
 	delivery->phase = ACCORD_PHASE_NEW;
-	/* a lane that others hold may be gone when it wants to join again */
-	if (delivery->lane != NULL && delivery->lane->holder != delivery)
-		delivery->lane = NULL;
+	forget_lanes(delivery);
 }
 
 /* Whether nothing has begun with it. */
@@ -938,7 +1074,8 @@ choose_priority(AccordConnection *connection)
 		}
 		memcpy(connection->shares, priority_shares, sizeof(priority_shares));
 	}
-	return NULL;
+	return has_ready_replay(connection) ?
+		connection->endpoints[ACCORD_PRIORITY_REPLAY] : NULL;
 }
 
 AccordDelivery *
@@ -959,9 +1096,7 @@ void
 accord_delivery_claim(AccordDesk *desk, AccordDelivery *delivery)
 {
 	leave_queue(desk, delivery);
-	/* a lane that another holds may be gone when this one is settled */
-	if (delivery->lane != NULL && delivery->lane->holder != delivery)
-		delivery->lane = NULL;
+	forget_lanes(delivery);
 	if (delivery->batch != NULL)
 	{
 		dlist_delete(&delivery->batch_node);
@@ -1083,6 +1218,8 @@ accord_delivery_defer(AccordDesk *desk, AccordDelivery *delivery,
 {
 	Assert(delivery->phase == ACCORD_PHASE_TAKEN && !delivery->settling);
 	untake(desk, delivery);
+	if (delivery->replay != NULL)
+		leave_lane(desk, delivery);
 	delivery->due_at = until;
 	delivery->phase = ACCORD_PHASE_PARKED;
 	pairingheap_add(desk->due, &delivery->due_node);
@@ -1194,8 +1331,15 @@ accord_delivery_free(AccordDesk *desk, AccordDelivery *delivery)
 	accord_merge_leave(desk, delivery);
 	leave_queue(desk, delivery);
 	leave_lane(desk, delivery);
+	leave_order(desk, delivery);
 	unlist_owed(desk, delivery, false);
 	leave_exception(desk, delivery);
+	if (delivery->replay != NULL)
+	{
+		dlist_delete(&delivery->replay_node);
+		delivery->replay->n_deliveries--;
+		delivery->replay->changed = true;
+	}
 	if (delivery->event != NULL)
 		accord_event_release(desk, delivery->event);
 	pfree(delivery);
@@ -1204,15 +1348,20 @@ accord_delivery_free(AccordDesk *desk, AccordDelivery *delivery)
 static AccordDelivery *
 find_owed(AccordEndpoint *endpoint, int64 seq, int ord)
 {
+	bool		sorted = endpoint->priority != ACCORD_PRIORITY_REPLAY;
+	AccordPoint point = {seq, ord};
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &endpoint->owed)
 	{
 		AccordDelivery *delivery = dlist_container(AccordDelivery, owed_node,
 												   iter.cur);
+		AccordPoint there = {delivery->seq, delivery->ord};
 
-		if (delivery->seq == seq && delivery->ord == ord)
+		if (accord_point_compare(there, point) == 0)
 			return delivery;
+		if (sorted && accord_point_compare(there, point) > 0)
+			break;
 	}
 	return NULL;
 }
@@ -1229,7 +1378,7 @@ accord_desk_find(AccordDesk *desk, AccordConnection *connection, int64 seq,
 	entry = hash_search(desk->exceptions, &key, HASH_FIND, NULL);
 	if (entry != NULL)
 		return entry->delivery;
-	for (int i = 0; i < ACCORD_PRIORITIES && delivery == NULL; i++)
+	for (int i = 0; i < ACCORD_QUEUES && delivery == NULL; i++)
 		if (connection->endpoints[i] != NULL)
 			delivery = find_owed(connection->endpoints[i], seq, ord);
 	return delivery;
@@ -1283,7 +1432,8 @@ accord_desk_position(AccordDesk *desk)
 												   active_node, iter.cur);
 		AccordPoint low;
 
-		if (endpoint->cursored)
+		/* a replay has a cursor of its own */
+		if (endpoint->cursored || endpoint->priority == ACCORD_PRIORITY_REPLAY)
 			continue;
 		low = accord_endpoint_low(desk, endpoint);
 		position = Min(position, low.ord == ACCORD_ORD_ALL ?

@@ -18,10 +18,13 @@
 #include "log.h"
 #include "utils/hsearch.h"
 
+struct AccordReplay;
+
 /* An event that deliveries wait for; freed with its last reference. */
 typedef struct AccordEvent
 {
 	int			refs;
+	const struct AccordReplay *replay;	/* sent as a part of it; NULL: live */
 	Size		bytes;
 	HeapTuple	tuple;			/* of event_log, nothing toasted */
 } AccordEvent;
@@ -42,10 +45,63 @@ typedef enum AccordPhase
 
 struct AccordEndpoint;
 
+/* Where a replay is; the words of replay_log.state. */
+typedef enum AccordReplayState
+{
+	ACCORD_REPLAY_RUNNING,		/* next: CANCELLING, DONE, FAILED */
+	ACCORD_REPLAY_CANCELLING,	/* what is under way ends; next: CANCELLED */
+	ACCORD_REPLAY_DONE,
+	ACCORD_REPLAY_CANCELLED,
+	ACCORD_REPLAY_FAILED
+} AccordReplayState;
+
+/*
+ * A replay, as its deliveries and its rows know it; replay.c knows the rest.
+ * Its deliveries are listed from when they are read to when they are freed:
+ * those that only memory knows in the order of the log.
+ */
+typedef struct AccordReplay
+{
+	int64		id;
+	AccordReplayState state;
+	bool		rekey;			/* its requests have keys of their own, */
+	unsigned char salt[16];		/* ... made of the event's and this */
+	dlist_node	node;			/* in desk->replays, while it is not ended */
+	dlist_head	owed;			/* deliveries that only memory knows */
+	dlist_head	excepted;		/* ... that have a row in the backlog */
+	int			n_deliveries;	/* in both */
+	AccordPoint read;			/* the log has been walked up to here */
+	int64		first_seq;		/* from here on it needs the log */
+	int64		walked;			/* events of the selection up to there */
+	int64		delivered;
+	int64		failed;			/* dead letters */
+	int64		passed;			/* settled otherwise, or not owed at all */
+	int64		skipped;		/* not owed, since its point was read */
+	int64		pass_low;		/* state: keys' hashes of this pass over the
+								 * log, */
+	int64		pass_high;		/* ... from and to, as unsigned */
+	int64		version;		/* of its last row */
+	bool		changed;		/* since its last row */
+	AccordPoint persisted;		/* the row's point */
+	TimestampTz persisted_at;
+	TimestampTz started_at;
+	char	   *reason;			/* FAILED: why */
+} AccordReplay;
+
 typedef struct AccordDelivery
 {
 	struct AccordEndpoint *endpoint;
 	struct AccordLane *lane;	/* its key's; NULL: unordered */
+	AccordReplay *replay;		/* NULL: live */
+	struct AccordLane *order;	/* of a replay: its key's within it, which it
+								 * keeps while it is retried */
+	dlist_node	replay_node;	/* in replay->owed or ->excepted */
+	uint64		order_hash;		/* 0: none */
+	uint64		kind_hash;		/* of a replay of states: of what it is one, */
+	uint32		kind_check;		/* ... and more of it; hash 0: no such */
+	int64		walked;			/* of its replay, before it was read */
+	int64		skipped;		/* ... and of these not owed */
+	TimestampTz read_at;		/* ... when it was */
 	AccordEvent *event;			/* NULL: to be read again */
 	struct AccordRequest *request;	/* made, waits for its intent to be
 									 * durable; owner: dispatch.c */
@@ -105,6 +161,11 @@ typedef struct AccordDelivery
 	bool		probe;			/* of its connection's breaker */
 	bool		lost;			/* was in flight when a dispatcher ended */
 	bool		discard;		/* a person asked to give it up */
+	bool		overtaken;		/* a replay of a state that is not the latest
+								 * any more */
+	bool		versioned;		/* its version is its row's; else of a replay,
+								 * which may find rows of others */
+	bool		was_dead;		/* its row is, until the next one */
 } AccordDelivery;
 
 /* The deliveries of one key at one endpoint: at most one holds it. */
@@ -185,6 +246,9 @@ typedef struct AccordHub
 	bool		shared_allowance;	/* throttle_scope = 'channel' */
 	bool		heeds_hints;
 	bool		coalesces;		/* one of its routes does */
+	int			n_watching;		/* replays that want to know what is newer */
+	int			n_replaying;	/* replayed deliveries TAKEN and counted */
+	uint64		replay_turn;	/* when replays had their turn here, counted */
 	AccordBreakerPolicy breaker_policy;
 	AccordMeter *meters;		/* limits of the whole channel */
 	int			n_meters;
@@ -200,7 +264,7 @@ typedef struct AccordConnection
 	AccordAccount *config;		/* as of today; NULL: it has none */
 	char	   *account;		/* "": the channel itself */
 	uint64		id;				/* seed of its lanes' hashes */
-	struct AccordEndpoint *endpoints[ACCORD_PRIORITIES];	/* or NULL */
+	struct AccordEndpoint *endpoints[ACCORD_QUEUES];	/* or NULL */
 	AccordGate	gate;
 	AccordAllowance allowance;
 	AccordAlarm alarm;
@@ -285,6 +349,7 @@ typedef struct AccordDesk
 	dlist_head	active;			/* endpoints that owe, lag or have a cursor */
 	dlist_head	ready;			/* hubs with something to send */
 	dlist_head	stale;			/* connections to be shown anew */
+	dlist_head	replays;		/* those that have not ended */
 	pairingheap *due;			/* PARKED deliveries by due_at */
 	pairingheap *alarms;		/* hubs and connections that sleep */
 	Size		bytes;			/* of events and deliveries held */
@@ -364,6 +429,29 @@ extern bool accord_endpoint_full(AccordDesk *desk, AccordEndpoint *endpoint);
  * of this one is settled, which may take for ever.
  */
 extern bool accord_endpoint_short(AccordDesk *desk, AccordEndpoint *endpoint);
+
+/*
+ * Whether something live is READY at a connection: what is replayed goes
+ * behind it.
+ */
+extern bool accord_connection_has_live(const AccordConnection *connection);
+
+/*
+ * How many of so many requests at a time replays may use: the others are kept
+ * for what is live.
+ */
+extern int	accord_replay_share(const AccordGate *gate);
+
+/* NEW: from now on it is one of the replay's, owed by memory alone. */
+extern void accord_delivery_replay(AccordDesk *desk, AccordDelivery *delivery,
+								   AccordReplay *replay, TimestampTz now);
+
+/* ... and this one is not to be sent, but settled: TAKEN. */
+extern void accord_delivery_take(AccordDesk *desk, AccordDelivery *delivery);
+
+/* Who holds that lane of a replay, or NULL. */
+extern AccordDelivery *accord_desk_replayed(AccordDesk *desk,
+											uint64 order_hash);
 
 /* A new delivery, PHASE_NEW, known to nobody yet. */
 extern AccordDelivery *accord_delivery_create(AccordDesk *desk,

@@ -350,6 +350,14 @@ bucket_turn(BucketEntry *entry, const AccordRate *rate, bool again,
 	return ready;
 }
 
+static TimestampTz
+replay_turn(BucketEntry *entry, const AccordRate *rate, TimestampTz now)
+{
+	TimestampTz ready = accord_limit_ready(rate, &entry->bucket, now);
+
+	return entry->queued_until > now ? Max(ready, entry->queued_until) : ready;
+}
+
 TimestampTz
 accord_flow_event_ready(AccordDelivery *delivery, const AccordRoute *route,
 						const AccordAccount *account, TimestampTz now)
@@ -375,8 +383,12 @@ accord_flow_event_ready(AccordDelivery *delivery, const AccordRoute *route,
 									 delivery->event);
 		found_limits[n_found] = limit;
 		found[n_found] = find_bucket(limit, hash_text(text));
-		turn = bucket_turn(found[n_found], &limit->rate,
-						   delivery->limit_at != 0, now);
+		/* what is replayed goes when nobody live has been promised a time */
+		if (delivery->replay != NULL)
+			turn = replay_turn(found[n_found], &limit->rate, now);
+		else
+			turn = bucket_turn(found[n_found], &limit->rate,
+							   delivery->limit_at != 0, now);
 		ready = Max(ready, turn);
 		n_found++;
 		pfree(text);

@@ -39,6 +39,7 @@
 #include "guc.h"
 #include "intake.h"
 #include "recovery.h"
+#include "replay.h"
 #include "request.h"
 #include "routing.h"
 #include "settle.h"
@@ -279,6 +280,10 @@ route_to(AccordChannel *channel, const char *account, AccordRoute *route,
 													  channel->name, account,
 													  routing->priority);
 
+	if (endpoint != NULL && endpoint->connection->hub->n_watching > 0 &&
+		routing->first == NULL)
+		accord_replay_watch(routing->desk, endpoint->connection, route,
+							routing->commit->seq, routing->ord, routing->row);
 	if (endpoint != NULL && endpoint_takes(routing, endpoint))
 		owe_event(routing, endpoint, route);
 }
@@ -361,7 +366,8 @@ make_room(AccordDesk *desk)
 			AccordEndpoint *endpoint = dlist_container(AccordEndpoint,
 													   active_node, iter.cur);
 
-			if (endpoint->n_owed > endpoint->n_taken &&
+			if (endpoint->priority != ACCORD_PRIORITY_REPLAY &&
+				endpoint->n_owed > endpoint->n_taken &&
 				(longest == NULL || endpoint->n_owed > longest->n_owed))
 				longest = endpoint;
 		}

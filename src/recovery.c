@@ -21,6 +21,7 @@
 #include "db.h"
 #include "flow.h"
 #include "recovery.h"
+#include "replay.h"
 #include "request.h"
 #include "routing.h"
 
@@ -143,6 +144,7 @@ admit_exception(AccordDesk *desk, AccordEndpoint *endpoint,
 	delivery->attempts = row->attempts;
 	accord_delivery_except(desk, delivery, row->state);
 	delivery->version = row->version;
+	accord_replay_recall(desk, delivery, row->replay);
 	if (row->state == ACCORD_STATE_HELD)
 		accord_delivery_hold(desk, delivery);
 	else if (row->state == ACCORD_STATE_SENDING)
@@ -167,7 +169,8 @@ accord_recovery_overflow(AccordDesk *desk, AccordEndpoint *endpoint)
 	endpoint->overflow = true;
 	endpoint->loaded.seq = 0;
 	endpoint->loaded.ord = ACCORD_ORD_ALL;
-	accord_endpoint_lag(desk, endpoint, desk->read);
+	if (endpoint->priority != ACCORD_PRIORITY_REPLAY)
+		accord_endpoint_lag(desk, endpoint, desk->read);
 	accord_endpoint_touch(desk, endpoint);
 }
 
@@ -363,5 +366,6 @@ accord_recovery_start(AccordDesk *desk)
 	accord_backlog_dead(load_dead, desk);
 	load_settled(desk, lowest);
 	recount_behind(desk);
+	accord_replay_start(desk);
 	accord_backlog_load(NULL, NULL, desk->read, load_any, desk);
 }

@@ -149,6 +149,52 @@ event_id_text(const AccordEvent *event)
 	return DatumGetCString(DirectFunctionCall1(uuid_out, id));
 }
 
+/*
+ * A UUID of version 8 (RFC 9562), made of hashes.
+ */
+static char *
+made_key(uint64 high, uint64 low)
+{
+	return psprintf("%08x-%04x-8%03x-%04x-%012llx",
+					(uint32) (high >> 32), (uint32) (high >> 16) & 0xFFFF,
+					(uint32) high & 0xFFF,
+					((uint32) (low >> 48) & 0x3FFF) | 0x8000,
+					(unsigned long long) (low & UINT64CONST(0xFFFFFFFFFFFF)));
+}
+
+/* Mixes an event's key into one that is made. */
+static void
+add_to_key(const AccordEvent *event, uint64 *high, uint64 *low)
+{
+	bool		isnull;
+	Datum		id = accord_request_column(event, ACCORD_EVENT_EVENT_ID,
+										   &isnull);
+	const unsigned char *bytes = DatumGetUUIDP(id)->data;
+
+	*high = hash_bytes_extended(bytes, UUID_LEN, *high);
+	*low = hash_bytes_extended(bytes, UUID_LEN, *low);
+	if (event->replay == NULL || !event->replay->rekey)
+		return;
+	*high = hash_bytes_extended(event->replay->salt, UUID_LEN, *high);
+	*low = hash_bytes_extended(event->replay->salt, UUID_LEN, *low);
+}
+
+/*
+ * The idempotency key of an event: its id; of one that is replayed under a new
+ * key, one that every attempt of this replay has.
+ */
+static char *
+key_text(const AccordEvent *event)
+{
+	uint64		high = 3;
+	uint64		low = 4;
+
+	if (event->replay == NULL || !event->replay->rekey)
+		return event_id_text(event);
+	add_to_key(event, &high, &low);
+	return made_key(high, low);
+}
+
 /* The variables that are columns, and those that are reached into. */
 static const struct
 {
@@ -410,6 +456,9 @@ make_plain(AccordRequest *request, Variables *variables, int64 seq)
 	else
 		add_header(request, "Accord-Sequence",
 				   psprintf(INT64_FORMAT ".%d", seq, DatumGetInt32(ord)));
+	if (event->replay != NULL)
+		add_header(request, "Accord-Replay",
+				   psprintf(INT64_FORMAT, event->replay->id));
 	add_headers(request, route->channel->headers, variables);
 	if (request->error == NULL)
 		add_headers(request, route->headers, variables);
@@ -690,12 +739,11 @@ accord_request_make(AccordRequest *request, const AccordRoute *route,
 {
 	Variables	variables = {route, account, event, NULL, 0};
 
-	make(request, &variables, event_id_text(event), seq);
+	make(request, &variables, key_text(event), seq);
 }
 
 /*
- * The idempotency key of a batch: a UUID of version 8 (RFC 9562) made of its
- * events' own.
+ * The idempotency key of a batch: made of its events' own.
  */
 static char *
 batch_key(const AccordEvent *const *events, int n)
@@ -704,22 +752,10 @@ batch_key(const AccordEvent *const *events, int n)
 	uint64		low = 2;
 
 	if (n == 1)
-		return event_id_text(events[0]);
+		return key_text(events[0]);
 	for (int i = 0; i < n; i++)
-	{
-		bool		isnull;
-		Datum		id = accord_request_column(events[i],
-											   ACCORD_EVENT_EVENT_ID, &isnull);
-		const unsigned char *bytes = DatumGetUUIDP(id)->data;
-
-		high = hash_bytes_extended(bytes, UUID_LEN, high);
-		low = hash_bytes_extended(bytes, UUID_LEN, low);
-	}
-	return psprintf("%08x-%04x-8%03x-%04x-%012llx",
-					(uint32) (high >> 32), (uint32) (high >> 16) & 0xFFFF,
-					(uint32) high & 0xFFF,
-					((uint32) (low >> 48) & 0x3FFF) | 0x8000,
-					(unsigned long long) (low & UINT64CONST(0xFFFFFFFFFFFF)));
+		add_to_key(events[i], &high, &low);
+	return made_key(high, low);
 }
 
 void

@@ -42,6 +42,7 @@
 #define SPILL_AFTER 1000		/* ms */
 #define CURSORS_PER_SECOND 500
 #define LOOK_EVERY 200			/* ms */
+#define REPLAY_LIMIT 64			/* replays whose progress is written together */
 #define LOG_EVERY 10000			/* ms */
 #define HTTP_TOO_MANY_REQUESTS 429
 
@@ -63,6 +64,7 @@ typedef struct Settlement
 	Sequel		sequel;
 	AccordState state;			/* of its row, when has_row */
 	bool		has_row;
+	int			row;			/* ... in batch.rows */
 	TimestampTz due_at;
 } Settlement;
 
@@ -75,6 +77,8 @@ static struct
 	AccordBacklogRow rows[2 * BATCH_LIMIT];
 	AccordAttemptRow attempts[2 * BATCH_LIMIT];
 	AccordCursorRow *cursors;
+	AccordReplayRow replays[REPLAY_LIMIT];
+	int			n_replays;
 	int			n_settlements;
 	int			n_rows;
 	int			n_attempts;
@@ -136,7 +140,9 @@ add_row(Settlement *settlement, AccordState state, const char *error,
 	MemoryContext old = MemoryContextSwitchTo(batch.context);
 
 	settlement->has_row = true;
+	settlement->row = batch.n_rows - 1;
 	settlement->state = state;
+	row->replay = delivery->replay ? delivery->replay->id : 0;
 	row->seq = delivery->seq;
 	row->tx_id = delivery->tx_id;
 	row->owed_since = delivery->owed_since;
@@ -200,6 +206,7 @@ add_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 	show_attempt(delivery, outcome, response, error, now);
 	memset(row, 0, sizeof(*row));
 	row->seq = delivery->seq;
+	row->replay = delivery->replay ? delivery->replay->id : 0;
 	row->ord = delivery->ord;
 	row->attempt = delivery->attempts;
 	row->duration_ms = response ? response->duration_ms : -1;
@@ -311,6 +318,23 @@ tell_flow(AccordDelivery *delivery, AccordOutcome outcome,
 	delivery->sent = false;
 }
 
+/* What its replay counts of it. */
+static void
+count_replayed(AccordReplay *replay, AccordOutcome outcome,
+			   AccordVerdict verdict)
+{
+	if (replay == NULL)
+		return;
+	replay->changed = true;
+	if (verdict == ACCORD_VERDICT_DEAD)
+		replay->failed++;
+	else if (verdict == ACCORD_VERDICT_DONE &&
+			 outcome == ACCORD_OUTCOME_DELIVERED)
+		replay->delivered++;
+	else if (verdict == ACCORD_VERDICT_DONE)
+		replay->passed++;
+}
+
 /*
  * Turns a verdict into the delivery's next row and sequel. response is NULL
  * when no request was made.
@@ -333,6 +357,7 @@ conclude(AccordDelivery *delivery, AccordOutcome outcome,
 	/* its request slot is free now: only its key waits for the commit */
 	accord_delivery_landed(batch.desk, delivery, response != NULL);
 	tell_flow(delivery, outcome, response, error, now);
+	count_replayed(delivery->replay, outcome, verdict);
 	batch.urgent |=
 		connection->gate.unsettled >= connection->gate.max_in_flight ||
 		connection->hub->gate.unsettled >=
@@ -493,6 +518,8 @@ accord_settle_discard(AccordDelivery *delivery, const char *key)
 
 	add_attempt(delivery, ACCORD_OUTCOME_DISCARDED, NULL, NULL,
 				GetCurrentTimestamp());
+	count_replayed(delivery->replay, ACCORD_OUTCOME_DISCARDED,
+				   ACCORD_VERDICT_DONE);
 	row = add_row(settlement, ACCORD_STATE_DISCARDED, NULL, NULL);
 	row->key = key ? MemoryContextStrdup(batch.context, key) : NULL;
 }
@@ -528,7 +555,7 @@ accord_settle_timeout(TimestampTz now, bool idle)
 {
 	TimestampTz delay;
 
-	if (batch.n_settlements == 0 && has_notes())
+	if (batch.n_settlements == 0 && (has_notes() || batch.urgent))
 		return 0;
 	if (batch.n_settlements == 0)
 	{
@@ -559,8 +586,8 @@ accord_settle_timeout(TimestampTz now, bool idle)
 static bool
 is_blocked(const AccordDelivery *delivery)
 {
-	const AccordDelivery *holder = delivery->lane ?
-	delivery->lane->holder : NULL;
+	const AccordLane *lane = delivery->lane ? delivery->lane : delivery->order;
+	const AccordDelivery *holder = lane ? lane->holder : NULL;
 
 	/* where nothing moves, the cursor remembers more cheaply */
 	if (delivery->phase != ACCORD_PHASE_WAITING || holder == NULL ||
@@ -719,11 +746,97 @@ prepare_positions(TimestampTz now)
 		n_active++;
 		if (may_last(endpoint->connection))
 			batch.desk->unrest |= spill_lasting(endpoint, now);
-		move_cursor(endpoint, now);
-		batch.desk->unrest |= endpoint->n_owed > 0 && !endpoint->cursored;
+		if (endpoint->priority != ACCORD_PRIORITY_REPLAY)
+		{
+			move_cursor(endpoint, now);
+			batch.desk->unrest |= endpoint->n_owed > 0 && !endpoint->cursored;
+		}
 		accord_endpoint_touch(batch.desk, endpoint);
 	}
 	batch.n_active = n_active;
+}
+
+static const char *
+replay_word(AccordReplayState state)
+{
+	switch (state)
+	{
+		case ACCORD_REPLAY_DONE:
+			return "done";
+		case ACCORD_REPLAY_CANCELLED:
+			return "cancelled";
+		case ACCORD_REPLAY_FAILED:
+			return "failed";
+		default:
+			return "running";
+	}
+}
+
+/*
+ * How far a replay has come. What is counted is what this batch and earlier
+ * ones say; what they settle beyond the point will be found in attempt_log.
+ */
+static void
+add_replay(AccordReplay *replay, TimestampTz now)
+{
+	AccordReplayRow *row = &batch.replays[batch.n_replays++];
+	AccordDelivery *first = dlist_is_empty(&replay->owed) ? NULL :
+	dlist_head_element(AccordDelivery, replay_node, &replay->owed);
+
+	row->id = replay->id;
+	row->version = ++replay->version;
+	row->point = replay->read;
+	row->done = replay->walked;
+	row->passed = replay->passed + replay->skipped;
+	row->since = now;
+	if (first != NULL)
+	{
+		row->point.seq = first->seq;
+		row->point.ord = first->ord - 1;
+		row->done = first->walked;
+		row->passed = replay->passed + first->skipped;
+		row->since = first->read_at;
+	}
+	row->first_seq = replay->first_seq > 0 ? replay->first_seq :
+		row->point.seq;
+	row->pass_low = replay->pass_low;
+	row->pass_high = replay->pass_high;
+	row->delivered = replay->delivered;
+	row->failed = replay->failed;
+	row->started_at = replay->started_at;
+	row->state = replay_word(replay->state);
+	row->reason = replay->reason;
+	replay->changed = false;
+	replay->persisted_at = now;
+}
+
+/* The progress of replays is written once a second; how they end, at once. */
+static void
+prepare_replays(TimestampTz now)
+{
+	dlist_mutable_iter iter;
+
+	batch.n_replays = 0;
+	dlist_foreach_modify(iter, &batch.desk->replays)
+	{
+		AccordReplay *replay = dlist_container(AccordReplay, node, iter.cur);
+		bool		ended = replay->state >= ACCORD_REPLAY_DONE;
+
+		if (batch.n_replays == REPLAY_LIMIT)
+			break;
+		if (!replay->changed)
+			continue;
+		if (ended || replay->persisted_at <= now - SPILL_AFTER * 1000)
+		{
+			add_replay(replay, now);
+			/* the others have their turn first next time */
+			dlist_delete(&replay->node);
+			if (!ended)
+				dlist_push_tail(&batch.desk->replays, &replay->node);
+		}
+		else
+			batch.desk->unrest = true;
+	}
 }
 
 /*
@@ -753,13 +866,40 @@ find_keys(void)
 		accord_log_close(reader);
 }
 
+/*
+ * A replayed delivery's row goes on from those that the same delivery has had
+ * before, which nobody has looked for until now. In the batch's transaction.
+ */
+static void
+find_versions(void)
+{
+	for (int i = 0; i < batch.n_settlements; i++)
+	{
+		Settlement *settlement = &batch.settlements[i];
+		AccordDelivery *delivery = settlement->delivery;
+		AccordBacklogRow known;
+
+		if (!settlement->has_row || delivery->replay == NULL ||
+			delivery->versioned)
+			continue;
+		delivery->versioned = true;
+		if (!accord_backlog_find(delivery->endpoint->channel,
+								 delivery->endpoint->account, delivery->seq,
+								 delivery->ord, &known))
+			continue;
+		delivery->version = known.version;
+		batch.rows[settlement->row].version = known.version + 1;
+	}
+}
+
 static void
 write_batch(void)
 {
 	MemoryContext old;
 	const AccordTransitionRow *notes;
 	int			n_notes = accord_flow_noted(&notes);
-	bool		rows = batch.n_settlements > 0 || batch.n_cursors > 0;
+	bool		rows = batch.n_settlements > 0 || batch.n_cursors > 0 ||
+	batch.n_replays > 0;
 
 	accord_db_begin();
 	old = MemoryContextSwitchTo(batch.context);
@@ -771,8 +911,10 @@ write_batch(void)
 		accord_backlog_set_position(batch.desk->number, batch.position);
 	accord_backlog_append_attempts(batch.attempts, batch.n_attempts);
 	find_keys();
+	find_versions();
 	accord_backlog_append(batch.rows, batch.n_rows);
 	accord_backlog_append_cursors(batch.cursors, batch.n_cursors);
+	accord_backlog_append_replays(batch.replays, batch.n_replays);
 	accord_backlog_append_transitions(notes, n_notes);
 	MemoryContextSwitchTo(old);
 	accord_db_commit();
@@ -787,6 +929,11 @@ follow(Settlement *settlement, AccordSettleSend send)
 	AccordDesk *desk = batch.desk;
 	AccordDelivery *delivery = settlement->delivery;
 
+	if (settlement->has_row && delivery->was_dead)
+	{
+		delivery->was_dead = false;
+		delivery->endpoint->connection->n_dead--;
+	}
 	if (settlement->has_row && settlement->sequel != SEQUEL_FREE)
 		accord_delivery_except(desk, delivery, settlement->state);
 	if (settlement->has_row && settlement->state == ACCORD_STATE_DEAD)
@@ -852,7 +999,9 @@ accord_settle_commit(TimestampTz now, AccordSettleSend send)
 
 	find_position(now);
 	prepare_positions(now);
-	if (batch.n_settlements > 0 || batch.n_cursors > 0 || has_notes() ||
+	prepare_replays(now);
+	if (batch.n_settlements > 0 || batch.n_cursors > 0 ||
+		batch.n_replays > 0 || has_notes() ||
 		batch.position > batch.position_written)
 		write_batch();
 

@@ -16,6 +16,7 @@
 
 #include "board.h"
 #include "flow.h"
+#include "replay.h"
 #include "show.h"
 
 #define SHOW_EVERY 250			/* ms */
@@ -86,7 +87,8 @@ enter_board(AccordConnection *connection)
 }
 
 static void
-show_connection(AccordConnection *connection, TimestampTz now)
+show_connection(AccordDesk *desk, AccordConnection *connection,
+				TimestampTz now)
 {
 	AccordHub  *hub = connection->hub;
 	const AccordAllowance *allowance = hub->shared_allowance ?
@@ -131,6 +133,7 @@ show_connection(AccordConnection *connection, TimestampTz now)
 	row.last_error_at = connection->last_error_at;
 	row.last_outcome = connection->last_outcome;
 	strlcpy(row.last_error, connection->last_error, sizeof(row.last_error));
+	row.replaying = accord_replay_count(desk, connection);
 	accord_board_write(connection->board, &row);
 }
 
@@ -149,7 +152,7 @@ accord_show(AccordDesk *desk, bool idle, TimestampTz now)
 													   dlist_pop_head_node(&desk->stale));
 
 		connection->stale = false;
-		show_connection(connection, now);
+		show_connection(desk, connection, now);
 	}
 	show_at = now + Max(SHOW_EVERY * 1000,
 						SHOW_PART * (GetCurrentTimestamp() - now));

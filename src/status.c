@@ -39,7 +39,7 @@
 #include "shmem.h"
 
 #define OWED_COLUMNS 11
-#define STATE_COLUMNS 25
+#define STATE_COLUMNS 26
 
 typedef struct CursorKey
 {
@@ -480,6 +480,7 @@ accord_endpoint_state(PG_FUNCTION_ARGS)
 	add_value(&builder, CStringGetTextDatum(row.last_error),
 			  row.last_error[0] == '\0');
 	add_time(&builder, row.last_error_at);
+	add_value(&builder, Int32GetDatum(row.replaying), false);
 	Assert(builder.n == STATE_COLUMNS);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
 													  builder.values, builder.nulls)));

@@ -32,19 +32,19 @@ INSERT INTO expected VALUES
         null default true, failures integer not null default 0, failed_at timestamptz, error text, description text'),
     ('attempt', 'recorded_at timestamptz, event_id uuid, topic text, key text, channel text, account text, attempt
         integer, outcome text, status smallint, sent text, duration_ms real, error text, response text,
-        request_id text, seq bigint, ord integer'),
+        request_id text, seq bigint, ord integer, replay bigint'),
     ('attempt_log', 'seq bigint not null, recorded_at timestamptz not null, ord integer not null, attempt integer not
         null, duration_ms real, slot smallint not null, status smallint, channel text not null, account
-        text not null, outcome text not null, sent text, error text, response text, request_id text'),
+        text not null, outcome text not null, sent text, error text, response text, request_id text, replay bigint'),
     ('backlog', 'seq bigint, ord integer, channel text, account text, key text, state text, attempts integer,
         owed_since timestamptz, attempted_at timestamptz, due_at timestamptz, since timestamptz, error
-        text, route bigint, decided_by bigint, tx_id bigint, event_slot smallint, version integer, priority smallint'),
+        text, route bigint, decided_by bigint, tx_id bigint, event_slot smallint, version integer, priority smallint, replay bigint'),
     ('backlog_log', 'seq bigint not null, tx_id bigint not null, recorded_at timestamptz not null, owed_since
         timestamptz not null, attempted_at timestamptz, due_at timestamptz, route bigint, decided_by
         bigint, ord integer not null, version integer not null, attempts integer not null, slot smallint
         not null, event_slot smallint not null, priority smallint not null, channel text not null, account text not
         null, key text,
-        state text not null, error text, request jsonb'),
+        state text not null, error text, request jsonb, replay bigint'),
     ('channel', 'name text not null, base_url text not null, enabled boolean not null default true, auth jsonb not
         null default ''{"type": "none"}''::jsonb, headers jsonb not null default ''{}''::jsonb, ordering
         text not null default ''key''::text, max_in_flight integer not null default 16, account_max_in_flight
@@ -122,6 +122,19 @@ INSERT INTO expected VALUES
     ('seal', 'size bigint not null, root bytea not null, sealed_at timestamptz not null, previous bigint, witness bigint'),
     ('seal_gap', 'first bigint not null, last bigint not null'),
     ('seal_node', 'level smallint not null, index bigint not null, hash bytea not null'),
+    ('progress', 'job bigint, channel text, account text, mode text, state text, done bigint, total bigint, delivered
+        bigint, failed bigint, passed bigint, rate double precision, first_seq bigint, last_seq bigint, at_seq bigint,
+        topic text, key text, created_at timestamptz, started_at timestamptz, finished_at timestamptz, reason text,
+        actor text, ended_by text'),
+    ('replay_job', 'id bigint not null identity, channel text not null, account text, mode text not null, first_seq
+        bigint not null, last_seq bigint not null, topic text, key text, ops text[], events uuid[], table_id integer,
+        rate double precision, salt uuid not null default gen_random_uuid(), total bigint not null, reason text, actor
+        text, created_at timestamptz not null default clock_timestamp(), cancelled_at timestamptz, cancelled_by text,
+        cancel_reason text'),
+    ('replay_log', 'job bigint not null, version bigint not null, seq bigint not null, recorded_at timestamptz not null,
+        started_at timestamptz not null, since timestamptz not null, first_seq bigint not null, done bigint not null,
+        delivered bigint not null, failed bigint not null, passed bigint not null, pass_low bigint not null, pass_high
+        bigint not null, ord integer not null, slot smallint not null, state text not null, reason text'),
     ('route', 'id bigint not null identity, channel text not null, topic text not null default ''*''::text, ops
         text[], position integer not null default 100, enabled boolean not null default true, method text
         not null default ''POST''::text, path text not null default ''''::text, headers jsonb not null
@@ -137,7 +150,7 @@ INSERT INTO expected VALUES
         breaker text, next_probe_at timestamptz, throttled_until timestamptz, paused_since timestamptz, paused_until
         timestamptz, paused_reason text, delivered_1m real, delivered_5m real, failed_1m real, failed_5m real, p50_ms
         real, p99_ms real, last_delivered_at timestamptz, last_attempt_at timestamptz, last_outcome text, last_error
-        text, last_error_at timestamptz'),
+        text, last_error_at timestamptz, replaying integer'),
     ('timeline', 'event_id uuid, topic text, key text, at timestamptz, channel text, account text, step text,
         attempt integer, status smallint, duration_ms real, detail text, seq bigint, ord integer');
 INSERT INTO expected VALUES
@@ -165,19 +178,19 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT 
               $$SELECT name FROM expected WHERE name NOT IN ('http_request', 'message')$$,
               'the tables and views are those that README names');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
-              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks', 'conflict'], 'the views are views');
+              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks', 'conflict', 'progress'], 'the views are views');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
               ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log', 'consumer_log',
-                    'inbox', 'idempotency_key', 'conflict_log', 'change_log'],
+                    'inbox', 'idempotency_key', 'conflict_log', 'change_log', 'replay_log'],
               'the logs are partitioned');
 SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
               $$SELECT format('%s_%s', log, slot) FROM (VALUES ('event_log', 7), ('commit_log', 7), ('attempt_log', 7),
-                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7), ('consumer_log', 3), ('inbox', 3), ('idempotency_key', 3), ('conflict_log', 7), ('change_log', 7)) AS l (log, last), generate_series(0, last) slot$$,
+                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7), ('consumer_log', 3), ('inbox', 3), ('idempotency_key', 3), ('conflict_log', 7), ('change_log', 7), ('replay_log', 3)) AS l (log, last), generate_series(0, last) slot$$,
               'their rings have as many slots as README says');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
               $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
                 'consumer_slot', 'key_slot', 'inbox_slot', 'consumer_id_seq', 'captured_id_seq',
-                'managed_id_seq', 'conflict_seq', 'conflict_slot', 'clock_bound', 'clock_run',
+                'managed_id_seq', 'conflict_seq', 'conflict_slot', 'replay_job_id_seq', 'clock_bound', 'clock_run',
                 'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
@@ -203,6 +216,14 @@ INSERT INTO expected_function VALUES
     ('discard(channel text, account text, topic text, key text, state text, error text, since timestamptz, until
         timestamptz, reason text) bigint'),
     ('discard(event_id uuid, channel text, account text, reason text) bigint'),
+    ('replay(channel text, account text, mode text, since text, until text, topic text, key text, ops text[], events
+        uuid[], relation regclass, rate double precision, reason text) bigint'),
+    ('replay(channel text, since timestamptz, until timestamptz, account text, mode text, topic text, key text, ops
+        text[], relation regclass, rate double precision, reason text) bigint'),
+    ('replay(channel text, since bigint, until bigint, account text, mode text, topic text, key text, ops text[],
+        relation regclass, rate double precision, reason text) bigint'),
+    ('backfill(channel text, account text, topic text, rate double precision, reason text) bigint'),
+    ('cancel_replay(job bigint, reason text) boolean'),
     ('read(after_seq bigint, max integer, OUT seq bigint, OUT committed_at timestamptz, OUT tx_id bigint, OUT ord
         integer, OUT event_id uuid, OUT topic text, OUT key text, OUT op text, OUT payload jsonb, OUT before jsonb,
         OUT source text, OUT account text, OUT occurred_at timestamptz, OUT recorded_at timestamptz, OUT deliver_at
@@ -407,6 +428,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['progress', 'replay_job', 'replay_log']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['as_of', 'row_as_of', 'history', 'blame', 'diff', 'point_seq', 'seq_at', 'oldest_seq', 'row_of',
                                   'history_table', 'history_shapes', 'shaped_events', 'key_of', 'image_of', 'row_events', 'commit_events', 'changes',
                                   'state_before', 'state_after', 'diff_seq', 'seq_of', 'equality']), 'EXECUTE';
@@ -420,6 +442,7 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
                                         unnest(ARRAY['INSERT', 'UPDATE']) p
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['manage', 'unmanage', 'set_policy', 'drop_policy', 'override', 'what_if', 'check_policy']), 'EXECUTE'
+    UNION SELECT unnest(ARRAY['replay', 'backfill', 'cancel_replay']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping',
                               'check_mapping_function', 'receive_webhook', 'expose_webhook']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['revert', 'undelete', 'revert_commits', 'revert_net', 'revert_steps',
@@ -456,7 +479,7 @@ SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor read
 FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                   'rate_limit', 'paused', 'outbox', 'backlog',
                   'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'seal', 'seal_node', 'seal_gap', 'channel', 'account', 'route', 'identity',
-                  'idempotency_key', 'captured', 'captured_shape', 'captured_baseline', 'mark_log', 'marks']) name;
+                  'idempotency_key', 'captured', 'captured_shape', 'captured_baseline', 'mark_log', 'marks', 'progress', 'replay_job', 'replay_log']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
 SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');
 SELECT throws_ok($$SELECT value FROM accord.secret$$, '42501', NULL, 'not their values');
