@@ -300,13 +300,13 @@ END
 $$;
 COMMENT ON FUNCTION accord.cancel_replay(bigint, text) IS 'ends a replay, at commit: what is under way ends, nothing more is sent, and what of it is in the backlog is discarded. Returns whether it was running';
 
--- From where on replays need the log; null: none is running.
-CREATE FUNCTION accord.replay_floor() RETURNS bigint
+-- From where on each replay that is running needs the log.
+CREATE FUNCTION accord.replay_needs(OUT job bigint, OUT first_seq bigint) RETURNS SETOF record
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT min(coalesce(l.first_seq, j.first_seq))
+    SELECT j.id, coalesce(l.first_seq, j.first_seq)
     FROM accord.replay_job j
     LEFT JOIN LATERAL (SELECT r.first_seq, r.state FROM accord.replay_log r
                        WHERE r.job = j.id ORDER BY r.version DESC LIMIT 1) l ON true
     WHERE l.state IS NULL OR l.state = 'running'
 $$;
-COMMENT ON FUNCTION accord.replay_floor() IS 'internal: the commit number from which on replays that are running need the log';
+COMMENT ON FUNCTION accord.replay_needs() IS 'internal: the replays that are running, and the commit number from which on each needs the log';

@@ -93,7 +93,8 @@ COMMENT ON FUNCTION accord.lowest_position() IS 'internal: the lowest position o
 -- How far every dispatcher, every endpoint that lags, every replay, and the checkpoint have come.
 CREATE FUNCTION accord.ring_floor() RETURNS bigint
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT least(accord.lowest_position(), (SELECT min(position) FROM accord.checkpoint), accord.replay_floor() - 1,
+    SELECT least(accord.lowest_position(), (SELECT min(position) FROM accord.checkpoint),
+                 (SELECT min(r.first_seq) - 1 FROM accord.replay_needs() r),
                  (SELECT min(c.seq) - 1 FROM (SELECT DISTINCT ON (channel, account, priority) seq FROM accord.cursor_log
                                               ORDER BY channel, account, priority, version DESC) c))
 $$;
@@ -197,6 +198,7 @@ BEGIN
     IF slot.last_seq > coalesce((SELECT max(s.size) FROM accord.seal s), 0) THEN
         RETURN NEXT 'seal';
     END IF;
+    RETURN QUERY SELECT 'replay ' || r.job FROM accord.replay_needs() r WHERE r.first_seq <= slot.last_seq;
     RETURN QUERY SELECT 'consumer ' || c FROM accord.consumer_claims(slot.last_seq, slot.newest) c;
 END
 $$;

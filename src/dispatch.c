@@ -919,6 +919,9 @@ accord_dispatch_main(Datum arg)
 
 		MemoryContextSwitchTo(turn_context);
 		heed();
+		/* just adopted: what we found may not be what is there now */
+		if (ShutdownRequestPending)
+			break;
 		timeout = turn();
 		MemoryContextReset(turn_context);
 		wait_for_news(set, latch, timeout, deferred);

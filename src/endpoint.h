@@ -84,6 +84,8 @@ typedef struct AccordReplay
 	bool		changed;		/* since its last row */
 	AccordPoint persisted;		/* the row's point */
 	TimestampTz persisted_at;
+	TimestampTz settled_since;	/* what was settled then is still needed; 0:
+								 * nothing is */
 	TimestampTz started_at;
 	char	   *reason;			/* FAILED: why */
 } AccordReplay;

@@ -366,6 +366,6 @@ accord_recovery_start(AccordDesk *desk)
 	accord_backlog_dead(load_dead, desk);
 	load_settled(desk, lowest);
 	recount_behind(desk);
-	accord_replay_start(desk);
+	accord_replay_start(desk, accord_recovery_settled);
 	accord_backlog_load(NULL, NULL, desk->read, load_any, desk);
 }

@@ -68,6 +68,7 @@ typedef struct Look
 	TimestampTz now;
 } Look;
 
+static AccordReplaySettled is_settled_live = NULL;
 static uint64 turns = 0;
 static int	n_state_jobs = 0;	/* that are running: they share memory */
 
@@ -136,6 +137,18 @@ set_kind(const AccordReplayJob *job, AccordDelivery *delivery,
 	delivery->kind_hash = kind->hash;
 	delivery->kind_check = kind->check;
 	delivery->order_hash = order_hash(job, kind->hash);
+}
+
+/* There is something of a kind at a place; the table outlives the caller's
+ * memory. */
+static void
+note_latest(AccordReplayJob *job, AccordKind kind, AccordPoint here,
+			bool only_known)
+{
+	MemoryContext old = MemoryContextSwitchTo(job->context);
+
+	accord_latest_note(&job->latest, kind, here.seq, here.ord, only_known);
+	MemoryContextSwitchTo(old);
 }
 
 /* Something newer of a kind is known: what is under way is not the latest. */
@@ -208,8 +221,9 @@ take_up(AccordDesk *desk, AccordReplayJob *job, void *arg)
 }
 
 void
-accord_replay_start(AccordDesk *desk)
+accord_replay_start(AccordDesk *desk, AccordReplaySettled is_settled)
 {
+	is_settled_live = is_settled;
 	accord_replay_job_load(desk, 0, take_up, NULL);
 }
 
@@ -309,7 +323,7 @@ accord_replay_watch(AccordDesk *desk, AccordConnection *connection,
 		if (!job->state_mode || !concerns(job, connection) ||
 			job->base.state != ACCORD_REPLAY_RUNNING)
 			continue;
-		accord_latest_note(&job->latest, kind, seq, ord, !job->scanning);
+		note_latest(job, kind, here, !job->scanning);
 		overtake(desk, job, &kind, here);
 	}
 }
@@ -387,7 +401,8 @@ is_owed(Look *look, AccordConnection *connection, AccordBacklogRow *known,
 
 	*looked = false;
 	if (live != NULL && live->lagging &&
-		accord_point_compare(point, live->cursor) > 0)
+		accord_point_compare(point, live->cursor) > 0 &&
+		!is_settled_live(live, point.seq, point.ord))
 		return true;
 	if (accord_desk_find(look->desk, connection, point.seq, point.ord) != NULL)
 		return true;
@@ -488,7 +503,7 @@ look_at(AccordChannel *channel, const char *account, AccordRoute *route,
 		return;
 	if (job->scanning)
 	{
-		accord_latest_note(&job->latest, kind, here.seq, here.ord, false);
+		note_latest(job, kind, here, false);
 		overtake(look->desk, job, &kind, here);
 		return;
 	}
@@ -608,6 +623,16 @@ wants_page(AccordDesk *desk, const AccordReplayJob *job)
 		  end.seq == job->last_seq));
 }
 
+/* What was settled before a restart is behind us, or of an earlier pass. */
+static void
+forget_settled(AccordReplayJob *job)
+{
+	if (job->settled != NULL)
+		hash_destroy(job->settled);
+	job->settled = NULL;
+	job->base.settled_since = 0;
+}
+
 /* Scans on, or walks on. */
 static void
 read_on(AccordDesk *desk, AccordReplayJob *job)
@@ -632,6 +657,8 @@ read_on(AccordDesk *desk, AccordReplayJob *job)
 		read_slice(desk, job, &replay->read, walk_end(desk, job));
 		job->walked_all = replay->read.seq >= job->last_seq &&
 			replay->read.ord == ACCORD_ORD_ALL;
+		if (accord_point_compare(replay->read, job->settled_high) >= 0)
+			forget_settled(job);
 	}
 	accord_db_commit();
 	MemoryContextSwitchTo(caller);
@@ -888,17 +915,28 @@ end_pass(AccordDesk *desk, AccordReplayJob *job)
 {
 	AccordReplay *replay = &job->base;
 
-	if (job->state_mode && (uint64) replay->pass_high != PG_UINT64_MAX)
+	if (job->turning)
+	{
+		if (replay->changed)
+			return;
+		job->turning = false;
+		job->walked_all = false;
+		begin_pass(desk, job, false);
+	}
+	else if (job->state_mode && (uint64) replay->pass_high != PG_UINT64_MAX)
 	{
 		if (job->n_pending > 0 || !dlist_is_empty(&replay->owed))
 			return;
+		/* a crash shall not find two passes begun */
+		job->turning = true;
 		replay->pass_low = replay->pass_high + 1;
 		replay->pass_high = -1;
 		replay->read.seq = job->first_seq - 1;
 		replay->read.ord = ACCORD_ORD_ALL;
 		replay->changed = true;
-		job->walked_all = false;
-		begin_pass(desk, job, false);
+		replay->persisted_at = 0;
+		forget_settled(job);
+		accord_settle_hurry();
 	}
 	else if (is_settled(job))
 		end_job(desk, job, ACCORD_REPLAY_DONE);
@@ -972,6 +1010,8 @@ accord_replay_timeout(AccordDesk *desk, TimestampTz now)
 
 		if (job->base.state == ACCORD_REPLAY_RUNNING && wants_page(desk, job))
 			wait = busy ? STARVED_AFTER / 1000 : 0;
+		else if (job->turning)
+			wait = job->base.changed ? -1 : 0;
 		else if (job->base.state <= ACCORD_REPLAY_CANCELLING &&
 				 (job->walked_all || job->base.state != ACCORD_REPLAY_RUNNING) &&
 				 is_settled(job))

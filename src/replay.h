@@ -10,8 +10,14 @@
 
 #define ACCORD_TOPIC_REPLAY "accord.replay"
 
-/* Takes up the replays of our channels that have not ended. In a transaction. */
-extern void accord_replay_start(AccordDesk *desk);
+/*
+ * Takes up the replays of our channels that have not ended. In a transaction.
+ * is_settled tells of a live delivery that was before we started.
+ */
+typedef bool (*AccordReplaySettled) (AccordEndpoint *endpoint, int64 seq,
+									 int ord);
+extern void accord_replay_start(AccordDesk *desk,
+								AccordReplaySettled is_settled);
 
 /* Somebody asked for a replay, or cancelled one. In a transaction. */
 extern void accord_replay_heed(AccordDesk *desk, Jsonb *payload);

@@ -251,6 +251,7 @@ load_settled(AccordReplayJob *job, TimestampTz since)
 	};
 	Portal		portal;
 
+	replay->settled_since = since;
 	job->settled = create_table(job->context, "pg_accord replayed",
 								sizeof(AccordReplayPlace),
 								sizeof(AccordReplayPlace));
@@ -263,12 +264,15 @@ load_settled(AccordReplayJob *job, TimestampTz since)
 		for (int i = 0; i < (int) SPI_processed; i++)
 		{
 			AccordReplayPlace place = {column_int64(i, 1), column_int32(i, 2)};
+			AccordPoint here = {place.seq, (int) place.ord};
 			char	   *what = column_text(i, 3, CurrentMemoryContext);
 
 			replay->delivered += what != NULL && what[0] == 'd';
 			replay->passed += what != NULL && what[0] == 'p';
 			replay->failed += what != NULL && what[0] == 'f';
 			hash_search(job->settled, &place, HASH_ENTER, NULL);
+			if (accord_point_compare(here, job->settled_high) > 0)
+				job->settled_high = here;
 		}
 		SPI_freetuptable(SPI_tuptable);
 	} while (SPI_processed > 0);

@@ -45,6 +45,8 @@ typedef struct AccordReplayJob
 	dlist_head	streams;
 	int			n_pending;
 	HTAB	   *settled;		/* before a restart, beyond its row; or NULL */
+	AccordPoint settled_high;	/* the last of them */
+	bool		turning;		/* state: the next pass waits for its row */
 	bool		scanning;		/* state: looking for the latest, */
 	AccordPoint scan;			/* ... up to here, */
 	int64		scan_end;		/* ... to the end of this transaction */

@@ -797,6 +797,8 @@ add_replay(AccordReplay *replay, TimestampTz now)
 		row->passed = replay->passed + first->skipped;
 		row->since = first->read_at;
 	}
+	if (replay->settled_since != 0)
+		row->since = Min(row->since, replay->settled_since);
 	row->first_seq = replay->first_seq > 0 ? replay->first_seq :
 		row->point.seq;
 	row->pass_low = replay->pass_low;
