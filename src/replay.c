@@ -538,7 +538,10 @@ look_through(AccordDesk *desk, AccordReplayJob *job,
 	look.now = now;
 	if (job->scanning || is_selected(job, &look))
 	{
-		accord_routing_visit(accord_assign_config(), row, look_at, &look);
+		if (!job->state_mode ||
+			!accord_routing_visit_baseline(accord_assign_config(), row,
+										   job->channel, look_at, &look))
+			accord_routing_visit(accord_assign_config(), row, look_at, &look);
 		/* what goes nowhere is counted in the first pass */
 		if (!job->scanning && !look.counted && job->base.pass_low == 0)
 		{

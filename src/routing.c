@@ -172,6 +172,31 @@ visit_addressed(AccordConfig *config, TupleTableSlot *row, Datum channels,
 	}
 }
 
+bool
+accord_routing_visit_baseline(AccordConfig *config, TupleTableSlot *row,
+							  const char *channel, AccordRoutingVisit visit,
+							  void *arg)
+{
+	char	   *topic = accord_routing_text(row, ACCORD_EVENT_TOPIC);
+	char	   *op = accord_routing_text(row, ACCORD_EVENT_OP);
+	AccordChannel *target = accord_config_channel(config, channel);
+	AccordRoute *route;
+	bool		uncaptured;
+	bool		isnull;
+	Datum		channels = slot_getattr(row, ACCORD_EVENT_CHANNELS, &isnull);
+
+	(void) slot_getattr(row, ACCORD_EVENT_TABLE_ID, &uncaptured);
+	if (uncaptured || isnull ||
+		ArrayGetNItems(ARR_NDIM(DatumGetArrayTypeP(channels)),
+					   ARR_DIMS(DatumGetArrayTypeP(channels))) > 0)
+		return false;
+	route = target == NULL ? NULL :
+		accord_config_match(target, topic, accord_config_op(op));
+	if (route != NULL)
+		visit_channel(config, row, target, route, visit, arg);
+	return true;
+}
+
 void
 accord_routing_visit(AccordConfig *config, TupleTableSlot *row,
 					 AccordRoutingVisit visit, void *arg)

@@ -25,6 +25,16 @@ typedef void (*AccordRoutingVisit) (AccordChannel *channel,
 extern void accord_routing_visit(AccordConfig *config, TupleTableSlot *row,
 								 AccordRoutingVisit visit, void *arg);
 
+/*
+ * The same of one channel, for an event about a row that was there before its
+ * table was captured: it is addressed to nobody, and so was sent to nobody.
+ * False: it is none.
+ */
+extern bool accord_routing_visit_baseline(AccordConfig *config,
+										  TupleTableSlot *row,
+										  const char *channel,
+										  AccordRoutingVisit visit, void *arg);
+
 /* "accord.redeliver" or "accord.discard"; NULL: an event of the application. */
 extern char *accord_routing_control(TupleTableSlot *row);
 

@@ -149,6 +149,21 @@ is(join(',', sort map { $_->{path} } news()), '/site/1,/site/2', 'a captured tab
 replay(q{'site', mode => 'state', relation => 'room', since => 'a good night'});
 is(join(',', sort map { "$_->{path} $_->{body}" } news()), '/site/1 {"id": 1, "price": 11},/site/2 ', '... since a mark');
 
+# Rows that are older than the log.
+sql(q{CREATE TABLE old (id int PRIMARY KEY, price int); INSERT INTO old VALUES (1, 10), (2, 20), (3, 30), (4, 40);
+    SELECT accord.capture('old', topic => 'old'); UPDATE old SET price = 21 WHERE id = 2; DELETE FROM old WHERE id = 4});
+is(sql(q{SELECT accord.baseline('old')}), 2, 'rows that were there before');
+channel($node, $stub, 'shop', route => { topic => 'old', path => '/shop/{key}', coalesce => '{key}' });
+wait_for_rows($node, 'SELECT last_value >= (SELECT max(seq) FROM accord.commit_log) FROM accord.position_0', 't');
+news();
+replay(q{'shop', topic => 'old'});
+is(join(',', sort map { $_->{path} } news()), '/shop/2,/shop/4', 'resend: only what was an event');
+$job = sql(q{SELECT accord.backfill('shop', topic => 'old')});
+wait_for_rows($node, "SELECT state FROM accord.progress WHERE job = $job", 'done');
+is(join(',', sort map { "$_->{path} $_->{body}" } news()),
+    '/shop/1 {"id": 1, "price": 10},/shop/2 {"id": 2, "price": 21},/shop/3 {"id": 3, "price": 30},/shop/4 ',
+    "backfill: the table's present rows as well");
+
 # ---- failures ---------------------------------------------------------------------------------------------------------
 
 $stub->script([ { match => { path_regex => '^/rate/k0$', times => 2 }, do => { status => 503 } },
