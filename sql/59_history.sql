@@ -93,7 +93,7 @@ COMMENT ON FUNCTION accord.point_seq(text) IS 'the commit that a point in time m
 
 -- What is known of a captured table; with a point, raises unless the log reaches back to it.
 CREATE FUNCTION accord.history_table(relation regclass, seq bigint DEFAULT NULL,
-    OUT id integer, OUT key_columns text[], OUT hidden text[], OUT condition text)
+    OUT id integer, OUT key_columns text[], OUT hidden text[], OUT condition text, OUT is_shaped boolean)
     RETURNS record
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -114,6 +114,7 @@ BEGIN
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
       AND a.attname <> ALL (c.key_columns) AND a.attname IS DISTINCT FROM c.account_column
       AND (a.attname <> ALL (c.columns) OR a.attname = ANY (c.excluded));
+    is_shaped := EXISTS (SELECT FROM accord.captured_shape s WHERE s.table_id = c.id AND s.version > 1);
     IF seq IS NULL THEN
         RETURN;
     END IF;

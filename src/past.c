@@ -309,13 +309,13 @@ look_up(PastTable *table, int64 seq, MemoryContext context)
 {
 	Oid			types[] = {REGCLASSOID, INT8OID};
 	Datum		values[] = {ObjectIdGetDatum(table->relid), Int64GetDatum(seq)};
-	Datum		result[4];
-	bool		nulls[4];
+	Datum		result[5];
+	bool		nulls[5];
 	MemoryContext old;
 
-	query_row("SELECT id, key_columns, hidden, condition "
+	query_row("SELECT id, key_columns, hidden, condition, is_shaped "
 			  "FROM accord.history_table($1, $2)",
-			  2, types, values, result, nulls, 4);
+			  2, types, values, result, nulls, 5);
 	old = MemoryContextSwitchTo(context);
 	table->id = DatumGetInt32(result[0]);
 	table->seq = seq;
@@ -325,7 +325,8 @@ look_up(PastTable *table, int64 seq, MemoryContext context)
 	table->condition = nulls[3] ? NULL : TextDatumGetCString(result[3]);
 	table->maker = accord_row_prepare(table->rowtype);
 	MemoryContextSwitchTo(old);
-	set_shapes(table, context);
+	if (DatumGetBool(result[4]))
+		set_shapes(table, context);
 }
 
 /*
