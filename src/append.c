@@ -37,8 +37,11 @@
 #include "compat.h"
 #include "db.h"
 
-/* Two logs, of which a transaction that lasts may write to an older slot. */
-#define MAX_TARGETS 4
+/*
+ * Two logs and two stores of keys; a transaction that lasts may write to an
+ * older slot of a log.
+ */
+#define MAX_TARGETS 8
 
 typedef struct TargetIndex
 {

@@ -45,11 +45,13 @@
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "accord.h"
+#include "append.h"
 #include "compat.h"
 #include "db.h"
 #include "keys.h"
@@ -81,6 +83,7 @@ typedef struct KeySlot
 struct AccordKeys
 {
 	AccordKeyStore store;
+	MemoryContext context;		/* what was current at opening */
 	SnapshotData dirty;
 	KeySlot		slots[ACCORD_KEY_SLOTS];
 };
@@ -118,6 +121,7 @@ accord_keys_open(AccordKeyStore store)
 	AccordKeys *keys = palloc0(sizeof(AccordKeys));
 
 	keys->store = store;
+	keys->context = CurrentMemoryContext;
 	InitDirtySnapshot(keys->dirty);
 	return keys;
 }
@@ -149,9 +153,11 @@ static KeySlot *
 open_slot(AccordKeys *keys, int number)
 {
 	KeySlot    *slot = &keys->slots[number];
+	MemoryContext old;
 
 	if (slot->opened)
 		return slot;
+	old = MemoryContextSwitchTo(keys->context);
 	slot->opened = true;
 	slot->heap = table_open(accord_db_slot_relid(stores[keys->store].table,
 												 number), AccessShareLock);
@@ -159,6 +165,7 @@ open_slot(AccordKeys *keys, int number)
 	{
 		table_close(slot->heap, AccessShareLock);
 		slot->heap = NULL;
+		MemoryContextSwitchTo(old);
 		return slot;
 	}
 	list_free(RelationGetIndexList(slot->heap));	/* sets rd_pkindex */
@@ -166,6 +173,7 @@ open_slot(AccordKeys *keys, int number)
 	slot->scan = accord_index_beginscan(slot->heap, slot->index, &keys->dirty,
 										2);
 	slot->row = table_slot_create(slot->heap, NULL);
+	MemoryContextSwitchTo(old);
 	return slot;
 }
 
@@ -344,12 +352,9 @@ accord_keys_store(AccordKeys *keys, Datum scope, Datum key,
 				  AccordKeyEntry *entry)
 {
 	int			slot = current_slot(keys);
-	Relation	rel = table_open(accord_db_slot_relid(stores[keys->store].table,
-													  slot), RowExclusiveLock);
 	bytea	   *fingerprint = palloc(VARHDRSZ + ACCORD_FINGERPRINT_LENGTH);
 	Datum		values[KEY_COLUMNS];
 	bool		nulls[KEY_COLUMNS] = {0};
-	HeapTuple	tuple;
 
 	entry->at = GetCurrentTimestamp();
 	SET_VARSIZE(fingerprint, VARHDRSZ + ACCORD_FINGERPRINT_LENGTH);
@@ -365,10 +370,7 @@ accord_keys_store(AccordKeys *keys, Datum scope, Datum key,
 	nulls[KEY_EVENT_ID - 1] = !entry->has_event;
 	values[KEY_RESULT - 1] = JsonbPGetDatum(entry->result);
 	nulls[KEY_RESULT - 1] = entry->result == NULL;
-	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-	accord_db_insert(rel, &tuple, 1);
-	heap_freetuple(tuple);
+	accord_append_row(stores[keys->store].table, slot, values, nulls);
 	pfree(fingerprint);
-	table_close(rel, NoLock);
 	accord_keys_release(keys, scope, key);
 }

@@ -39,7 +39,10 @@ typedef enum AccordKeyState
 
 typedef struct AccordKeys AccordKeys;
 
-/* Opened and closed within one call of a function; errors close it. */
+/*
+ * Opened and closed within one call of a function; errors close it. It lives
+ * in the memory context of the opening.
+ */
 extern AccordKeys *accord_keys_open(AccordKeyStore store);
 extern void accord_keys_close(AccordKeys *keys);
 

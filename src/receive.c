@@ -30,6 +30,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/json.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "accord.h"
@@ -439,6 +440,23 @@ accord_receive(PG_FUNCTION_ARGS)
 	PG_RETURN_JSONB_P(result);
 }
 
+/* One message of a batch; what it takes up is freed with it. */
+static void
+receive_element(const AccordSource *source, AccordKeys *keys, JsonbValue *element,
+				ReturnSetInfo *set, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	AccordMessage message;
+	Datum		value;
+	bool		isnull = false;
+
+	accord_message_from_json(&message, element);
+	value = JsonbPGetDatum(accord_receive_message(source, keys, &message));
+	tuplestore_putvalues(set->setResult, set->setDesc, &value, &isnull);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(context);
+}
+
 /* accord.receive_batch(source, messages) */
 Datum
 accord_receive_batch(PG_FUNCTION_ARGS)
@@ -447,6 +465,7 @@ accord_receive_batch(PG_FUNCTION_ARGS)
 	AccordSource source;
 	Jsonb	   *messages;
 	AccordKeys *keys;
+	MemoryContext context;
 	int			n;
 
 	get_source(PG_GETARG_DATUM(0), PG_ARGISNULL(0), &source);
@@ -462,18 +481,13 @@ accord_receive_batch(PG_FUNCTION_ARGS)
 	n = JB_ROOT_COUNT(messages);
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	keys = accord_keys_open(ACCORD_KEYS_INBOX);
+	context = AllocSetContextCreate(CurrentMemoryContext, "pg_accord message",
+									ALLOCSET_DEFAULT_SIZES);
 	for (int i = 0; i < n; i++)
-	{
-		AccordMessage message;
-		Datum		value;
-		bool		isnull = false;
-
-		accord_message_from_json(&message,
-								 getIthJsonbValueFromContainer(&messages->root,
-															   i));
-		value = JsonbPGetDatum(accord_receive_message(&source, keys, &message));
-		tuplestore_putvalues(set->setResult, set->setDesc, &value, &isnull);
-	}
+		receive_element(&source, keys,
+						getIthJsonbValueFromContainer(&messages->root, i), set,
+						context);
+	MemoryContextDelete(context);
 	accord_keys_close(keys);
 	return (Datum) 0;
 }
