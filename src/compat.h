@@ -137,6 +137,14 @@ accord_jsonb_push(AccordJsonbState *state, JsonbIteratorToken token,
 }
 #endif
 
+/* The end of an array or object that is complete with it. */
+static inline Jsonb *
+accord_jsonb_end(AccordJsonbState *state, JsonbIteratorToken token)
+{
+	accord_jsonb_push(state, token, NULL);
+	return JsonbValueToJsonb(state->result);
+}
+
 static inline bool
 accord_jsonb_in_object(AccordJsonbState *state)
 {

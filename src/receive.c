@@ -34,6 +34,7 @@
 #include "utils/timestamp.h"
 
 #include "accord.h"
+#include "compat.h"
 #include "config.h"
 #include "image.h"
 #include "json.h"
@@ -67,30 +68,30 @@ string_value(JsonbValue *value, const char *string)
 }
 
 static void
-add_name(JsonbParseState **state, const char *name)
+add_name(AccordJsonbState *state, const char *name)
 {
 	JsonbValue	value;
 
-	pushJsonbValue(state, WJB_KEY, string_value(&value, name));
+	accord_jsonb_push(state, WJB_KEY, string_value(&value, name));
 }
 
 static void
-add_string(JsonbParseState **state, const char *name, const char *string)
+add_string(AccordJsonbState *state, const char *name, const char *string)
 {
 	JsonbValue	value;
 
 	add_name(state, name);
-	pushJsonbValue(state, WJB_VALUE, string_value(&value, string));
+	accord_jsonb_push(state, WJB_VALUE, string_value(&value, string));
 }
 
 /* Nothing when there is none. */
 static void
-add_json(JsonbParseState **state, const char *name, Jsonb *json)
+add_json(AccordJsonbState *state, const char *name, Jsonb *json)
 {
 	if (json == NULL)
 		return;
 	add_name(state, name);
-	pushJsonbValue(state, WJB_VALUE, accord_json_path(json, ""));
+	accord_jsonb_push(state, WJB_VALUE, accord_json_path(json, ""));
 }
 
 static char *
@@ -107,9 +108,9 @@ time_string(TimestampTz time)
 static Jsonb *
 plain_result(const AccordMessage *message, const AccordKeyEntry *entry)
 {
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
 	add_string(&state, "status", status_words[ACCORD_RECEIVED_APPLIED]);
 	if (entry->has_event)
 		add_string(&state, "event_id",
@@ -117,7 +118,7 @@ plain_result(const AccordMessage *message, const AccordKeyEntry *entry)
 													   UUIDPGetDatum(&entry->event_id))));
 	if (OidIsValid(message->target))
 		add_json(&state, "applied", message->changes);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	return accord_jsonb_end(&state, WJB_END_OBJECT);
 }
 
 /* Any other. */
@@ -125,9 +126,9 @@ static Jsonb *
 full_result(const AccordMessage *message, const AccordKeyEntry *entry,
 			const AccordApplied *applied, TimestampTz clamped_from)
 {
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
 	add_string(&state, "status", status_words[applied->status]);
 	if (entry->has_event)
 		add_string(&state, "event_id",
@@ -145,7 +146,7 @@ full_result(const AccordMessage *message, const AccordKeyEntry *entry,
 		add_json(&state, "row", applied->row);
 	if (clamped_from != 0)
 		add_string(&state, "clamped_from", time_string(clamped_from));
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	return accord_jsonb_end(&state, WJB_END_OBJECT);
 }
 
 /* The stored result, marked as that of a repetition. */
@@ -154,11 +155,10 @@ repeated_result(const AccordMessage *message, const AccordKeyEntry *entry)
 {
 	Jsonb	   *result = entry->result != NULL ? entry->result :
 	plain_result(message, entry);
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 	JsonbIterator *iterator = JsonbIteratorInit(&result->root);
 	JsonbIteratorToken token;
 	JsonbValue	value;
-	JsonbValue *object = NULL;
 
 	/* the object as it is, with one more member before its end */
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
@@ -168,12 +168,12 @@ repeated_result(const AccordMessage *message, const AccordKeyEntry *entry)
 			JsonbValue	yes = {.type = jbvBool,.val.boolean = true};
 
 			add_name(&state, "duplicate");
-			pushJsonbValue(&state, WJB_VALUE, &yes);
+			accord_jsonb_push(&state, WJB_VALUE, &yes);
 		}
-		object = pushJsonbValue(&state, token,
-								token < WJB_BEGIN_ARRAY ? &value : NULL);
+		accord_jsonb_push(&state, token,
+						  token < WJB_BEGIN_ARRAY ? &value : NULL);
 	}
-	return JsonbValueToJsonb(object);
+	return JsonbValueToJsonb(state.result);
 }
 
 /*

@@ -41,6 +41,7 @@
 #include "utils/typcache.h"
 
 #include "accord.h"
+#include "compat.h"
 #include "db.h"
 #include "image.h"
 #include "json.h"
@@ -574,7 +575,7 @@ run_statement(Target *target, Verb verb, List *columns, Jsonb *document,
  */
 
 static void
-push_string(JsonbParseState **state, JsonbIteratorToken token,
+push_string(AccordJsonbState *state, JsonbIteratorToken token,
 			const char *string)
 {
 	JsonbValue	value;
@@ -582,7 +583,7 @@ push_string(JsonbParseState **state, JsonbIteratorToken token,
 	value.type = jbvString;
 	value.val.string.val = unconstify(char *, string);
 	value.val.string.len = strlen(string);
-	pushJsonbValue(state, token, &value);
+	accord_jsonb_push(state, token, &value);
 }
 
 /* The value of a key column in a composite key, an object or an array. */
@@ -619,12 +620,12 @@ parse_composite(Target *target, text * key)
 static Jsonb *
 key_object(Target *target, const AccordMessage *message)
 {
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 	Jsonb	   *composite = NULL;
 
 	if (message->key != NULL && target->n_keys > 1)
 		composite = parse_composite(target, message->key);
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < target->n_keys; i++)
 	{
 		JsonbValue *value = NULL;
@@ -647,9 +648,9 @@ key_object(Target *target, const AccordMessage *message)
 					 errmsg("message about table %s has no value for its key "
 							"column \"%s\"", target->name, target->keys[i]),
 					 errhint("Give it as key, or among the changes.")));
-		pushJsonbValue(&state, WJB_VALUE, value);
+		accord_jsonb_push(&state, WJB_VALUE, value);
 	}
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	return accord_jsonb_end(&state, WJB_END_OBJECT);
 }
 
 /* A key column among the changes must say the same as the key. */
@@ -703,13 +704,13 @@ list_columns(Target *target, const AccordMessage *message, Jsonb *key)
 static Jsonb *
 changed_columns(Jsonb *old, Jsonb *new)
 {
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 	JsonbIterator *iterator = JsonbIteratorInit(&old->root);
 	JsonbIteratorToken token;
 	JsonbValue	value;
 	JsonbValue	name;
 
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
 		JsonbValue *now;
@@ -726,10 +727,10 @@ changed_columns(Jsonb *old, Jsonb *new)
 		b = now == NULL ? NULL : JsonbValueToJsonb(now);
 		if (b != NULL && compareJsonbContainers(&a->root, &b->root) == 0)
 			continue;
-		pushJsonbValue(&state, WJB_KEY, &name);
-		pushJsonbValue(&state, WJB_VALUE, &value);
+		accord_jsonb_push(&state, WJB_KEY, &name);
+		accord_jsonb_push(&state, WJB_VALUE, &value);
 	}
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	return accord_jsonb_end(&state, WJB_END_OBJECT);
 }
 
 /*

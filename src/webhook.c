@@ -82,7 +82,7 @@ get_headers(FunctionCallInfo fcinfo)
 static Jsonb *
 lower_names(Jsonb *headers)
 {
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 	JsonbIterator *iterator = JsonbIteratorInit(&headers->root);
 	JsonbIteratorToken token;
 	JsonbValue	value;
@@ -92,7 +92,7 @@ lower_names(Jsonb *headers)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("headers of a webhook are not a JSON object"),
 				 errhint("Give an object of names and strings.")));
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
 		if (token != WJB_KEY && token != WJB_VALUE)
@@ -106,9 +106,9 @@ lower_names(Jsonb *headers)
 				*p = pg_ascii_tolower((unsigned char) *p);
 			value.val.string.val = name;
 		}
-		pushJsonbValue(&state, token, &value);
+		accord_jsonb_push(&state, token, &value);
 	}
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	return accord_jsonb_end(&state, WJB_END_OBJECT);
 }
 
 /* The body as JSON, which is UTF-8. */
@@ -155,7 +155,7 @@ body_id(const Delivery *delivery)
 static Jsonb *
 query_path(const Delivery *delivery, const char *path)
 {
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 	JsonbValue	name = {.type = jbvString};
 
 	LOCAL_FCINFO(fcinfo, 4);
@@ -163,16 +163,15 @@ query_path(const Delivery *delivery, const char *path)
 
 	name.val.string.val = "headers";
 	name.val.string.len = strlen("headers");
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	pushJsonbValue(&state, WJB_KEY, &name);
-	pushJsonbValue(&state, WJB_VALUE, accord_json_path(delivery->headers, ""));
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_KEY, &name);
+	accord_jsonb_push(&state, WJB_VALUE, accord_json_path(delivery->headers, ""));
 	InitFunctionCallInfoData(*fcinfo, NULL, 4, InvalidOid, NULL, NULL);
 	fcinfo->args[0].value = JsonbPGetDatum(delivery->body);
 	fcinfo->args[1].value = DirectFunctionCall1(jsonpath_in,
 												CStringGetDatum(path));
 	fcinfo->args[2].value =
-		JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT,
-														NULL)));
+		JsonbPGetDatum(accord_jsonb_end(&state, WJB_END_OBJECT));
 	fcinfo->args[3].value = BoolGetDatum(false);
 	for (int i = 0; i < 4; i++)
 		fcinfo->args[i].isnull = false;
@@ -334,10 +333,10 @@ static Jsonb *
 receive_messages(Delivery *delivery, AccordMessage *messages, int n)
 {
 	AccordKeys *keys = accord_keys_open(ACCORD_KEYS_INBOX);
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 	Jsonb	   *result = NULL;
 
-	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_ARRAY, NULL);
 	for (int i = 0; i < n; i++)
 	{
 		if (messages[i].event_id == NULL)
@@ -345,13 +344,13 @@ receive_messages(Delivery *delivery, AccordMessage *messages, int n)
 				cstring_to_text(n == 1 ? delivery->id :
 								psprintf("%s/%d", delivery->id, i + 1));
 		result = accord_receive_message(&delivery->source, keys, &messages[i]);
-		pushJsonbValue(&state, WJB_ELEM, accord_json_path(result, ""));
+		accord_jsonb_push(&state, WJB_ELEM, accord_json_path(result, ""));
 	}
 	accord_keys_close(keys);
 	if (n == 0)
 		return ignored_result();
 	return n == 1 ? result :
-		JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
+		accord_jsonb_end(&state, WJB_END_ARRAY);
 }
 
 /* As the source's owner, and with nothing of the caller's search_path. */
