@@ -266,7 +266,6 @@ log_refused(const AccordEntity *entity, const AccordColumn *column,
 	change.op = ACCORD_CHANGE_UPDATE;
 	change.stamp = *stamp;
 	change.changes = objects[0];
-	change.base = objects[1];
 	accord_store_log_change(entity->managed, key, &change, objects[1]);
 }
 
@@ -425,7 +424,6 @@ log_local(AccordManaged *managed, const char *key, AccordChangeOp op,
 	change.op = op;
 	change.stamp = *stamp;
 	change.changes = changes;
-	change.base = op == ACCORD_CHANGE_UPDATE ? before : NULL;
 	change.is_override = accord_override;
 	accord_store_log_change(managed, key, &change, before);
 }
@@ -597,9 +595,11 @@ stamp_delete(const Row *row, const AccordStamp *stamp)
 		life->insert = accord_register_stamp(ACCORD_CLOCK_NONE, NULL, NULL,
 											 NULL);
 	}
+	if (!life->deleted)
+		life->seen = ACCORD_CLOCK_NONE;
 	life->deleted = true;
 	life->remove = *stamp;
-	life->seen = Max(life->seen, accord_register_latest(entity).clock);
+	life->seen = Max(life->seen, stamp->clock);
 	accord_store_keep(row->managed, row->key, accord_register_write(entity),
 					  image);
 	log_local(row->managed, row->key, ACCORD_CHANGE_DELETE, stamp, NULL,

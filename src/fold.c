@@ -79,15 +79,16 @@ read_change(AccordManaged *managed, Jsonb *item, AccordRowChange *change)
 							  accord_value_text(accord_value_member(item, "revision")));
 	change->changes = accord_resolve_normalize(managed,
 											   object_member(item, "changes"));
-	change->base = accord_resolve_normalize(managed,
-											object_member(item, "base"));
+	/* the application saw what was there */
+	change->base =
+		accord_resolve_normalize(managed,
+								 object_member(item, change->stamp.source == NULL ?
+											   "before" : "base"));
 	change->is_override =
 		accord_value_equal(accord_value_member(item, "is_override"),
 						   DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
 															  CStringGetDatum("true"))));
-	change->seen = accord_value_int(accord_value_member(item, "seen"),
-									change->stamp.source == NULL ?
-									ACCORD_CLOCK_NONE : change->stamp.clock);
+	change->seen = change->stamp.clock;
 }
 
 /* What the row held before its first change, as far as changes tell. */
@@ -136,17 +137,6 @@ read_history(AccordManaged *managed, Jsonb *items, History *history)
 	while (accord_value_next(&scan))
 		read_change(managed, scan.value, &history->changes[history->n++]);
 	history->baseline = find_baseline(managed, items);
-}
-
-/* Merges one more; the application's own delete has seen all before it. */
-static void
-merge_next(AccordEntity *entity, AccordRowChange *change,
-		   AccordRowResult *result)
-{
-	if (change->op == ACCORD_CHANGE_DELETE &&
-		change->seen == ACCORD_CLOCK_NONE)
-		change->seen = accord_register_latest(entity).clock;
-	accord_merge_row(entity, change, result);
 }
 
 static AccordEntity *
@@ -209,7 +199,7 @@ accord_fold(PG_FUNCTION_ARGS)
 	{
 		AccordRowResult result;
 
-		merge_next(entity, &history.changes[i], &result);
+		accord_merge_row(entity, &history.changes[i], &result);
 		for (int c = 0; c < result.n_conflicts; c++)
 			build_conflict(&build, history.managed, &result.conflicts[c]);
 	}
@@ -266,7 +256,7 @@ run(const History *history, const int *order, int n)
 	{
 		AccordRowResult result;
 
-		merge_next(entity, &history->changes[order[i]], &result);
+		accord_merge_row(entity, &history->changes[order[i]], &result);
 	}
 	outcome = outcome_of(entity);
 	MemoryContextSwitchTo(old);

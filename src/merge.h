@@ -103,8 +103,8 @@ typedef struct AccordRowChange
 	Jsonb	   *base;			/* object of columns, or NULL */
 	bool		is_local;
 	bool		is_override;
-	int64		seen;			/* of a delete: the latest change its author
-								 * saw */
+	int64		seen;			/* of a delete: the latest change that it
+								 * undoes */
 } AccordRowChange;
 
 /* A conflict: of a column, or of the row (column -1). */
