@@ -7,9 +7,13 @@
 #ifndef ACCORD_COMPAT_H
 #define ACCORD_COMPAT_H
 
+#include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_proc.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
+#include "utils/acl.h"
 #include "utils/jsonb.h"
 
 #if PG_VERSION_NUM < 150000
@@ -50,7 +54,6 @@
 #define accord_index_beginscan(heap, index, snapshot, nkeys) \
 	index_beginscan((heap), (index), (snapshot), (nkeys), 0)
 #endif
-
 
 /* 16 replaced the pg_*_aclcheck() family by object_aclcheck(). */
 #if PG_VERSION_NUM >= 160000
