@@ -187,9 +187,10 @@ BEGIN
     PERFORM accord.capture_check_columns(relation, resource || during || accepted
         || ARRAY(SELECT regexp_replace(x, ' (ASC|DESC)$', '') FROM unnest(ranking) x)
         || array_remove(ARRAY[source_column, account_column], NULL));
-    IF coalesce(cardinality(resource), 0) = 0 THEN
+    IF coalesce(cardinality(resource), 0) NOT BETWEEN 1 AND 32 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('cannot manage claims in %s: no resource is given', relation),
+            MESSAGE = format('cannot manage claims in %s: a resource has 1 to 32 columns, not %s', relation,
+                             coalesce(cardinality(resource), 0)),
             HINT = 'Give the columns that name what is claimed, such as ''{room}''.';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid

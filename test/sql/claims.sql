@@ -6,6 +6,7 @@ CREATE EXTENSION IF NOT EXISTS btree_gist;
 RESET client_min_messages;
 CREATE SCHEMA cl;
 SET search_path = cl, public;
+\set SHOW_CONTEXT never
 \pset format unaligned
 \pset tuples_only on
 \pset fieldsep ' | '
