@@ -123,8 +123,11 @@ BEGIN
             '(SELECT %5$s FROM old_claims AS %2$s EXCEPT ALL SELECT %5$s FROM new_claims AS %2$s) UNION ALL '
             '(SELECT %5$s FROM new_claims AS %2$s EXCEPT ALL SELECT %5$s FROM old_claims AS %2$s)) AS %2$s)',
             res, name, c.during, key, compared);
-        was := format('(SELECT o.%I FROM old_claims o WHERE %s)', c.accepted,
-                      (SELECT string_agg(format('o.%I = %s.%1$I', x, name), ' AND ') FROM unnest(c.key_columns) x));
+        -- as the guard found it, of one that was moved; of the others the row tells
+        was := format('(SELECT o.%I FROM old_claims o WHERE %s AND record_image_ne(ROW(%s), ROW(%s, %s.%I)))', c.accepted,
+                      (SELECT string_agg(format('o.%I = %s.%1$I', x, name), ' AND ') FROM unnest(c.key_columns) x),
+                      (SELECT string_agg(format('o.%I', x), ', ' ORDER BY i)
+                       FROM unnest(c.resource || c.during) WITH ORDINALITY u (x, i)), res, name, c.during);
     ELSIF kind = 'insert' THEN
         fresh := format('EXISTS (SELECT FROM new_claims o WHERE %s)',
                         (SELECT string_agg(format('o.%I = %s.%1$I', x, name), ' AND ') FROM unnest(c.key_columns) x));
@@ -227,16 +230,51 @@ BEGIN
                    'EXECUTE FUNCTION accord.claims_guard(%s)', relation,
                    (SELECT string_agg(quote_literal(x), ', ' ORDER BY i)
                     FROM unnest(ARRAY[number::text, accepted, during] || resource) WITH ORDINALITY u (x, i)));
+    PERFORM accord.claims_attach(r, number) FROM accord.claims_tree(relation) r;
+    RETURN number;
+END
+$$;
+COMMENT ON FUNCTION accord.claims_store(regclass, text[], text, text, text[], text, text, text, text, text, text) IS 'internal: what accord.manage_claims() does once the caller is known to own the table';
+
+-- The table and its partitions.
+CREATE FUNCTION accord.claims_tree(relation regclass) RETURNS SETOF regclass
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT relation UNION SELECT t.relid FROM pg_partition_tree(relation) t
+$$;
+COMMENT ON FUNCTION accord.claims_tree(regclass) IS 'internal: a table of claims and its partitions';
+
+-- A statement fires the triggers of the table it names alone: so each partition has its own.
+CREATE FUNCTION accord.claims_attach(relation regclass, number integer) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
     EXECUTE format('CREATE TRIGGER zz_accord_claims_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_claims '
                    'FOR EACH STATEMENT EXECUTE FUNCTION accord.claims_settle(%L)', relation, number);
     EXECUTE format('CREATE TRIGGER zz_accord_claims_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_claims NEW TABLE AS '
                    'new_claims FOR EACH STATEMENT EXECUTE FUNCTION accord.claims_settle(%L)', relation, number);
     EXECUTE format('CREATE TRIGGER zz_accord_claims_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS old_claims '
                    'FOR EACH STATEMENT EXECUTE FUNCTION accord.claims_settle(%L)', relation, number);
-    RETURN number;
+    IF (SELECT r.relispartition FROM pg_class r WHERE r.oid = relation) THEN
+        EXECUTE format('CREATE TRIGGER zz_accord_claims_truncate AFTER TRUNCATE ON %s '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION accord.claims_settle(%L)', relation, number);
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION accord.claims_store(regclass, text[], text, text, text[], text, text, text, text, text, text) IS 'internal: what accord.manage_claims() does once the caller is known to own the table';
+COMMENT ON FUNCTION accord.claims_attach(regclass, integer) IS 'internal: makes the triggers that decide claims, of a table or of its partition';
+
+CREATE FUNCTION accord.claims_follow() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- one that was detached is no part of it any more
+    PERFORM accord.claims_detach(t.tgrelid) FROM pg_trigger t
+    WHERE t.tgfoid = 'accord.claims_settle'::regproc AND NOT EXISTS (
+        SELECT FROM pg_trigger g WHERE g.tgrelid = t.tgrelid AND g.tgfoid = 'accord.claims_guard'::regproc)
+    GROUP BY t.tgrelid;
+    PERFORM accord.claims_attach(g.tgrelid, accord.claims_id(g.tgrelid)) FROM pg_trigger g
+    WHERE g.tgfoid = 'accord.claims_guard'::regproc AND g.tgparentid <> 0 AND NOT EXISTS (
+        SELECT FROM pg_trigger t WHERE t.tgrelid = g.tgrelid AND t.tgfoid = 'accord.claims_settle'::regproc);
+END
+$$;
+COMMENT ON FUNCTION accord.claims_follow() IS 'internal: called after DDL; tables of claims may have got partitions, or lost some';
 
 CREATE FUNCTION accord.claims_detach(relation regclass) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -244,10 +282,10 @@ DECLARE
     t record;
     found_any boolean := false;
 BEGIN
-    FOR t IN SELECT g.tgname FROM pg_trigger g
-             WHERE g.tgrelid = relation AND g.tgparentid = 0
+    FOR t IN SELECT g.tgname, g.tgrelid::regclass AS relation FROM pg_trigger g
+             WHERE g.tgrelid IN (SELECT accord.claims_tree(relation)) AND g.tgparentid = 0
                AND g.tgfoid IN ('accord.claims_guard'::regproc, 'accord.claims_settle'::regproc) LOOP
-        EXECUTE format('DROP TRIGGER %I ON %s', t.tgname, relation);
+        EXECUTE format('DROP TRIGGER %I ON %s', t.tgname, t.relation);
         found_any := true;
     END LOOP;
     RETURN found_any;

@@ -32,6 +32,7 @@
 
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/partition.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -94,6 +95,7 @@ typedef struct Claim
 	bool		accepted;		/* as stored */
 	bool		was;			/* before the statement */
 	bool		fresh;			/* inserted by it */
+	bool		marked;
 	bool		verdict;
 } Claim;
 
@@ -113,6 +115,7 @@ typedef struct End
 } End;
 
 static bool marking = false;	/* the guard lets our own UPDATE through */
+static uint64 decisions = 0;	/* so far, to notice those made meanwhile */
 
 PG_FUNCTION_INFO_V1(accord_claims_guard);
 PG_FUNCTION_INFO_V1(accord_claims_settle);
@@ -437,39 +440,53 @@ mark_claim(const Claims *claims, Decision *decision, const Claim *claim)
 	run(claims->mark, claims->n_keys + 1, decision->key_types, values);
 }
 
-/* Marks those whose stored verdict is another, displaced ones first. */
-static int
-mark_claims(const Claims *claims, Decision *decision)
+/*
+ * Marks those whose stored verdict is another, displaced ones first. False:
+ * a trigger of the table had claims decided meanwhile, and what is left to be
+ * marked has to be seen anew.
+ */
+static bool
+mark_claims(Claims *claims, Decision *decision, int verdict)
+{
+	uint64		mine = ++decisions;
+
+	for (int i = 0; i < decision->n && decisions == mine; i++)
+	{
+		Claim	   *claim = &decision->claims[i];
+
+		if (claim->verdict != (verdict == 1) ||
+			claim->verdict == claim->accepted)
+			continue;
+		marking = true;
+		mark_claim(claims, decision, claim);
+		claim->marked = true;
+		claims->changed++;
+	}
+	return decisions == mine;
+}
+
+static bool
+mark_all(Claims *claims, Decision *decision)
 {
 	int			nest = NewGUCNestLevel();
-	int			marked = 0;
+	bool		outer = marking;
+	bool		undisturbed;
 
 	/* the change is ours, and is news for every channel */
 	(void) set_config_option("accord.source", "", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	marking = true;
 	PG_TRY();
 	{
-		for (int verdict = 0; verdict <= 1; verdict++)
-			for (int i = 0; i < decision->n; i++)
-			{
-				Claim	   *claim = &decision->claims[i];
-
-				if (claim->verdict == (verdict == 1) &&
-					claim->verdict != claim->accepted)
-				{
-					mark_claim(claims, decision, claim);
-					marked++;
-				}
-			}
+		undisturbed = mark_claims(claims, decision, 0) &&
+			mark_claims(claims, decision, 1);
 	}
 	PG_FINALLY();
 	{
-		marking = false;
+		marking = outer;
 	}
 	PG_END_TRY();
 	AtEOXact_GUC(true, nest);
-	return marked;
+	return undisturbed;
 }
 
 /* The channels that hear of it: its own, or whom the routes say. */
@@ -519,8 +536,9 @@ tell_claim(const Claims *claims, Decision *decision, const Claim *claim,
 	accord_log_append(values, nulls);
 }
 
+/* Of all, or of those that were marked before something came between. */
 static void
-tell_claims(const Claims *claims, Decision *decision)
+tell_claims(const Claims *claims, Decision *decision, bool all)
 {
 	for (int i = 0; i < decision->n; i++)
 	{
@@ -528,6 +546,8 @@ tell_claims(const Claims *claims, Decision *decision)
 
 		if (!claim->counts)
 			continue;			/* who withdrew it knows */
+		if (!all && !claim->marked)
+			continue;
 		if (claim->fresh && !claim->verdict)
 			tell_claim(claims, decision, claim, "rejected");
 		else if (claim->was && !claim->verdict)
@@ -546,12 +566,14 @@ tell_claims(const Claims *claims, Decision *decision)
 static void
 settle_resource(Claims *claims, Resource *resource)
 {
-	int			marked = 1;
+	bool		first = true;
+	int64		before = 0;
 
 	lock_resource(claims, resource);
-	for (int round = 0; marked > 0; round++)
+	for (int round = 0; round == 0 || first || claims->changed > before; round++)
 	{
 		Decision   *decision;
+		bool		undisturbed;
 
 		if (round == MAX_ROUNDS)
 			ereport(ERROR,
@@ -560,12 +582,13 @@ settle_resource(Claims *claims, Resource *resource)
 							get_rel_name(claims->relid), resource->name),
 					 errhint("See which trigger of the table moves claims in "
 							 "answer to their being accepted or displaced.")));
+		before = claims->changed;
 		widen(claims, resource);
-		decision = read_claims(claims, resource, round == 0);
+		decision = read_claims(claims, resource, first);
 		judge(decision);
-		marked = mark_claims(claims, decision);
-		claims->changed += marked;
-		tell_claims(claims, decision);
+		undisturbed = mark_all(claims, decision);
+		tell_claims(claims, decision, undisturbed);
+		first &= !undisturbed;
 	}
 }
 
@@ -583,6 +606,7 @@ settle(Claims *claims, const char *kind)
 	become_again(before);
 }
 
+/* A partition stands for the whole table. */
 static void
 find_table(Claims *claims, Relation rel, int id)
 {
@@ -590,6 +614,15 @@ find_table(Claims *claims, Relation rel, int id)
 	claims->id = id;
 	claims->relid = RelationGetRelid(rel);
 	claims->owner = rel->rd_rel->relowner;
+	if (rel->rd_rel->relispartition)
+	{
+		Relation	whole;
+
+		claims->relid = llast_oid(get_partition_ancestors(claims->relid));
+		whole = table_open(claims->relid, AccessShareLock);
+		claims->owner = whole->rd_rel->relowner;
+		table_close(whole, NoLock);
+	}
 }
 
 Datum
@@ -606,7 +639,8 @@ accord_claims_settle(PG_FUNCTION_ARGS)
 	if (SPI_register_trigger_data(trigger) != SPI_OK_TD_REGISTER)
 		elog(ERROR, "could not register the changed rows");
 	settle(&claims, TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ? "insert" :
-		   TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? "update" : "delete");
+		   TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? "update" :
+		   TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ? "delete" : "all");
 	SPI_finish();
 	return PointerGetDatum(NULL);
 }
@@ -670,9 +704,7 @@ accord_claims_guard(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 		return PointerGetDatum(leave_open(trigger, trigger->tg_trigtuple,
 										  args[1]));
-	if (marking)
-		return PointerGetDatum(trigger->tg_newtuple);
-	if (is_changed(trigger, args[1]))
+	if (!marking && is_changed(trigger, args[1]))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("column \"%s\" of table \"%s\" is set by pg_accord "
@@ -680,6 +712,7 @@ accord_claims_guard(PG_FUNCTION_ARGS)
 						RelationGetRelationName(trigger->tg_relation)),
 				 errhint("Change what claims are ranked by, or end it with "
 						 "accord.unmanage_claims().")));
+	/* while marking, too: a trigger of the table may move claims in answer */
 	for (int i = 2; i < trigger->tg_trigger->tgnargs; i++)
 		moved |= is_changed(trigger, args[i]);
 	return PointerGetDatum(moved ?

@@ -184,6 +184,67 @@ SELECT accord.unmanage_claims('booking');
 RESET ROLE;
 SELECT "Nr.", "gilt?" FROM "Übernachtung" ORDER BY 1;
 
+-- partitions are written to directly, emptied, taken out and put in; one that comes later as well
+CREATE TABLE part (id integer, house text, room text, nights int4range, accepted boolean NOT NULL DEFAULT false, PRIMARY KEY (id, house))
+    PARTITION BY LIST (house);
+CREATE TABLE part_n PARTITION OF part FOR VALUES IN ('n');
+SELECT accord.manage_claims('part', '{room}', 'nights');
+CREATE TABLE part_s PARTITION OF part FOR VALUES IN ('s');
+CREATE VIEW parts AS SELECT string_agg(id || house, ' ' ORDER BY id) FROM part WHERE accepted;
+INSERT INTO part_n VALUES (2, 'n', '1', '[1,5)');
+INSERT INTO part_s VALUES (1, 's', '1', '[4,8)'), (3, 's', '1', '[7,9)');
+TABLE parts;
+UPDATE part_s SET nights = '[5,8)' WHERE id = 1;
+TABLE parts;
+DELETE FROM part_s WHERE id = 1;
+TABLE parts;
+UPDATE part SET house = 's', nights = '[8,9)' WHERE id = 2;
+TABLE parts;
+INSERT INTO part VALUES (4, 'n', '1', '[8,9)');
+TRUNCATE part_s;
+TABLE parts;
+ALTER TABLE part DETACH PARTITION part_n;
+INSERT INTO part_n VALUES (5, 'n', '1', '[8,9)');
+UPDATE part_n SET accepted = true;
+SELECT tgname FROM pg_trigger WHERE tgrelid = 'part_n'::regclass;
+ALTER TABLE part ATTACH PARTITION part_n FOR VALUES IN ('n');
+SELECT accord.settle_claims('part');
+TABLE parts;
+SELECT accord.unmanage_claims('part');
+SELECT count(*) FROM pg_trigger WHERE tgrelid IN (SELECT relid FROM pg_partition_tree('part'));
+
+-- what several parts of one statement decide is told once
+CREATE TABLE merged (id integer PRIMARY KEY, room integer, d int4range, rank integer, accepted boolean);
+SELECT accord.manage_claims('merged', '{room}', 'd', ranking => '{rank DESC}', topic => 'booking.merged');
+INSERT INTO merged VALUES (1, 1, '[1,5)', 1), (2, 1, '[1,5)', 0);
+SELECT count(*) FROM told();
+MERGE INTO merged m USING (VALUES (1, 2), (3, 7)) v (id, rank) ON m.id = v.id
+    WHEN MATCHED THEN UPDATE SET rank = v.rank
+    WHEN NOT MATCHED THEN INSERT VALUES (v.id, 1, '[1,5)', v.rank);
+SELECT id, accepted FROM merged ORDER BY id;
+SELECT t FROM told() t WHERE t LIKE 'displaced%';
+
+-- a trigger that moves claims in answer to what becomes of others
+CREATE TABLE moving (id integer PRIMARY KEY, room integer, d int4range, rank integer, accepted boolean NOT NULL DEFAULT false,
+    EXCLUDE USING gist (room WITH =, d WITH &&) WHERE (accepted));
+SELECT accord.manage_claims('moving', '{room}', 'd', ranking => '{rank}');
+INSERT INTO moving VALUES (1, 1, '[1,5)', 1), (2, 2, '[1,5)', 1), (3, 3, '[1,5)', 0), (5, 2, '[5,9)', 3), (6, 4, '[1,5)', 3);
+CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF old.accepted AND NOT new.accepted AND new.id = 2 THEN
+        UPDATE cl.moving SET room = 1 WHERE id = 3;
+        UPDATE cl.moving SET room = 2, d = '[4,7)', rank = 2 WHERE id = 6;
+    ELSIF old.accepted AND NOT new.accepted THEN
+        UPDATE cl.moving SET room = 9 + id WHERE id = new.id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER move AFTER UPDATE ON moving FOR EACH ROW EXECUTE FUNCTION move();
+INSERT INTO moving VALUES (4, 2, '[1,5)', 0);
+SELECT id, room, accepted FROM moving ORDER BY id;
+SELECT accord.settle_claims('moving');
+
 -- the end
 SELECT accord.unmanage_claims('booking');
 UPDATE booking SET accepted = false;
