@@ -38,6 +38,7 @@
 
 #include "accord.h"
 #include "capture.h"
+#include "compat.h"
 #include "nest.h"
 #include "rowevent.h"
 
@@ -411,7 +412,7 @@ accord_capture_truncate(PG_FUNCTION_ARGS)
 									ALLOCSET_DEFAULT_SIZES);
 	PushActiveSnapshot(GetLatestSnapshot());
 	row = table_slot_create(data->tg_relation, NULL);
-	scan = table_beginscan(data->tg_relation, GetActiveSnapshot(), 0, NULL);
+	scan = accord_table_beginscan(data->tg_relation, GetActiveSnapshot());
 	while (table_scan_getnextslot(scan, ForwardScanDirection, row))
 	{
 		CHECK_FOR_INTERRUPTS();

@@ -20,6 +20,11 @@
 #error "pg_accord needs PostgreSQL 15 or newer"
 #endif
 
+/* 16 moved SET_VARSIZE() and its kind out of postgres.h. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* 17 numbers processes by MyProcNumber; before, the number is in the PGPROC. */
 #if PG_VERSION_NUM >= 170000
 #define accord_my_proc_number() ((int) MyProcNumber)
@@ -53,6 +58,15 @@
 #else
 #define accord_index_beginscan(heap, index, snapshot, nkeys) \
 	index_beginscan((heap), (index), (snapshot), (nkeys), 0)
+#endif
+
+/* 19 passes scan flags. */
+#if PG_VERSION_NUM >= 190000
+#define accord_table_beginscan(rel, snapshot) \
+	table_beginscan((rel), (snapshot), 0, NULL, 0)
+#else
+#define accord_table_beginscan(rel, snapshot) \
+	table_beginscan((rel), (snapshot), 0, NULL)
 #endif
 
 /* 16 replaced the pg_*_aclcheck() family by object_aclcheck(). */
@@ -154,5 +168,18 @@ accord_jsonb_in_object(AccordJsonbState *state)
 	return state->parseState != NULL &&
 		state->parseState->contVal.type == jbvObject;
 }
+
+/*
+ * 16 dropped the kind of a failed assertion. The unit tests, which have no
+ * server, bring their own function of that name.
+ */
+#if PG_VERSION_NUM >= 160000
+#define ACCORD_EXCEPTIONAL_CONDITION(condition, file, line) \
+	ExceptionalCondition(const char *condition, const char *file, int line)
+#else
+#define ACCORD_EXCEPTIONAL_CONDITION(condition, file, line) \
+	ExceptionalCondition(const char *condition, const char *type, \
+						 const char *file, int line)
+#endif
 
 #endif							/* ACCORD_COMPAT_H */

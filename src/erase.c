@@ -23,6 +23,7 @@
 #include "utils/snapmgr.h"
 
 #include "accord.h"
+#include "compat.h"
 #include "digest.h"
 #include "log.h"
 

@@ -774,7 +774,7 @@ accord_request_make_batch(AccordRequest *request, const AccordRoute *route,
 }
 
 static void
-push_string(JsonbParseState **state, JsonbIteratorToken token,
+push_string(AccordJsonbState *state, JsonbIteratorToken token,
 			const char *string)
 {
 	JsonbValue	value;
@@ -782,25 +782,24 @@ push_string(JsonbParseState **state, JsonbIteratorToken token,
 	value.type = jbvString;
 	value.val.string.val = (char *) string;
 	value.val.string.len = strlen(string);
-	pushJsonbValue(state, token, &value);
+	accord_jsonb_push(state, token, &value);
 }
 
 static Jsonb *
 freeze(const AccordRequest *request)
 {
-	JsonbParseState *state = NULL;
-	JsonbValue *result;
+	AccordJsonbState state = {0};
 
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
 	push_string(&state, WJB_KEY, "method");
 	push_string(&state, WJB_VALUE, request->http.method);
 	push_string(&state, WJB_KEY, "url");
 	push_string(&state, WJB_VALUE, request->http.url);
 	push_string(&state, WJB_KEY, "headers");
-	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_ARRAY, NULL);
 	for (int i = 0; i < request->http.n_headers; i++)
 		push_string(&state, WJB_ELEM, request->http.headers[i]);
-	pushJsonbValue(&state, WJB_END_ARRAY, NULL);
+	accord_jsonb_push(&state, WJB_END_ARRAY, NULL);
 	if (request->http.body != NULL)
 	{
 		push_string(&state, WJB_KEY, "body");
@@ -808,8 +807,7 @@ freeze(const AccordRequest *request)
 					pg_any_to_server(request->http.body,
 									 request->http.body_len, PG_UTF8));
 	}
-	result = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	return JsonbValueToJsonb(result);
+	return accord_jsonb_end(&state, WJB_END_OBJECT);
 }
 
 Jsonb	   *

@@ -35,6 +35,7 @@
 #include "utils/numeric.h"
 #include "utils/typcache.h"
 
+#include "compat.h"
 #include "row.h"
 
 typedef enum RowKind
@@ -213,23 +214,23 @@ value_nested(AccordRowMaker *maker, int i, JsonbValue *value, bool *isnull)
 {
 	HeapTuple	base = heap_form_tuple(maker->desc, maker->values,
 									   maker->nulls);
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 	JsonbValue	name;
-	JsonbValue *object;
+	Jsonb	   *object;
 	HeapTupleData result;
 	Datum		row;
 
 	name.type = jbvString;
 	name.val.string.val = unconstify(char *, maker->columns[i].name);
 	name.val.string.len = maker->columns[i].length;
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	pushJsonbValue(&state, WJB_KEY, &name);
-	pushJsonbValue(&state, WJB_VALUE, value);
-	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_KEY, &name);
+	accord_jsonb_push(&state, WJB_VALUE, value);
+	object = accord_jsonb_end(&state, WJB_END_OBJECT);
 
 	row = FunctionCall2(&maker->populate,
 						HeapTupleGetDatum(base),
-						JsonbPGetDatum(JsonbValueToJsonb(object)));
+						JsonbPGetDatum(object));
 	result.t_data = DatumGetHeapTupleHeader(row);
 	result.t_len = HeapTupleHeaderGetDatumLength(result.t_data);
 	ItemPointerSetInvalid(&result.t_self);

@@ -32,6 +32,7 @@
 
 #include "accord.h"
 #include "clock.h"
+#include "compat.h"
 #include "db.h"
 #include "guc.h"
 #include "image.h"
@@ -333,13 +334,12 @@ accord_rowevent_baseline(const AccordCapture *capture,
 {
 	Datum		values[ACCORD_EVENT_COLUMNS];
 	bool		nulls[ACCORD_EVENT_COLUMNS];
-	JsonbParseState *state = NULL;
-	JsonbValue *nothing;
+	AccordJsonbState state = {0};
+	Jsonb	   *nothing;
 
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	nothing = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	describe_event(capture, ACCORD_ROW_INSERT, row,
-				   JsonbValueToJsonb(nothing), values, nulls);
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
+	nothing = accord_jsonb_end(&state, WJB_END_OBJECT);
+	describe_event(capture, ACCORD_ROW_INSERT, row, nothing, values, nulls);
 	values[ACCORD_EVENT_CHANNELS - 1] =
 		PointerGetDatum(construct_empty_array(TEXTOID));
 	nulls[ACCORD_EVENT_CHANNELS - 1] = false;
@@ -387,12 +387,12 @@ static Jsonb *
 differing_members(Jsonb *object, Jsonb *other, int *n)
 {
 	JsonbIterator *iterator = JsonbIteratorInit(&object->root);
-	JsonbParseState *state = NULL;
+	AccordJsonbState state = {0};
 	JsonbValue	value;
 	JsonbIteratorToken token;
 
 	*n = 0;
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
 		JsonbValue	key;
@@ -408,11 +408,11 @@ differing_members(Jsonb *object, Jsonb *other, int *n)
 		if (theirs != NULL &&
 			same_text(accord_json_text(&value), accord_json_text(theirs)))
 			continue;
-		(void) pushJsonbValue(&state, WJB_KEY, &key);
-		(void) pushJsonbValue(&state, WJB_VALUE, &value);
+		accord_jsonb_push(&state, WJB_KEY, &key);
+		accord_jsonb_push(&state, WJB_VALUE, &value);
 		(*n)++;
 	}
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	return accord_jsonb_end(&state, WJB_END_OBJECT);
 }
 
 void

@@ -15,6 +15,7 @@
 
 #include "breaker.h"
 #include "common/pg_prng.h"
+#include "compat.h"
 #include "limit.h"
 
 /* 2026-06-15 12:00:00 UTC */
@@ -863,8 +864,7 @@ main(void)
 }
 
 void
-ExceptionalCondition(const char *condition, const char *type, const char *file,
-					 int line)
+ACCORD_EXCEPTIONAL_CONDITION(condition, file, line)
 {
 	printf("FAILED  assertion %s, %s:%d\n", condition, file, line);
 	exit(1);
