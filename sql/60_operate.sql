@@ -71,6 +71,23 @@ END
 $$;
 COMMENT ON FUNCTION accord.check_state(text) IS 'internal: raises unless the word is a state of the backlog';
 
+-- A channel that was removed may still have held or dead deliveries. An event's id that is not typed as a uuid arrives here.
+CREATE FUNCTION accord.check_decided_channel(channel text) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM accord.channel c WHERE c.name = channel)
+        OR EXISTS (SELECT FROM accord.backlog b WHERE b.channel = check_decided_channel.channel) THEN
+        RETURN;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+        MESSAGE = format('channel "%s" does not exist', channel),
+        HINT = CASE WHEN channel ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$'
+                    THEN format('To decide about one event, give its id as a uuid: uuid %L.', channel)
+                    ELSE 'See SELECT name FROM accord.channel.' END;
+END
+$$;
+COMMENT ON FUNCTION accord.check_decided_channel(text) IS 'internal: raises unless there is such a channel, or something left of it';
+
 CREATE FUNCTION accord.redeliver(channel text, account text DEFAULT NULL, topic text DEFAULT NULL,
                                  key text DEFAULT NULL, state text DEFAULT 'dead', error text DEFAULT NULL,
                                  since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL,
@@ -78,6 +95,7 @@ CREATE FUNCTION accord.redeliver(channel text, account text DEFAULT NULL, topic 
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM accord.check_state(state);
+    PERFORM accord.check_decided_channel(channel);
     RETURN accord.decide('accord.redeliver', accord.select_deliveries(channel, account, topic, key, state, error,
                                                                       since, until), reason);
 END
@@ -91,6 +109,7 @@ CREATE FUNCTION accord.discard(channel text, account text DEFAULT NULL, topic te
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM accord.check_state(state);
+    PERFORM accord.check_decided_channel(channel);
     RETURN accord.decide('accord.discard', accord.select_deliveries(channel, account, topic, key, state, error,
                                                                     since, until), reason);
 END

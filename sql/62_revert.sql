@@ -809,6 +809,11 @@ DECLARE
     table_id integer := (SELECT h.id FROM accord.history_table(relation) h);
     e record;
 BEGIN
+    IF key IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
+            MESSAGE = format('no key of a deleted row of table %s is given', relation),
+            HINT = 'Give the key as accord.history() takes it.';
+    END IF;
     SELECT * INTO e FROM accord.row_events(table_id, key) x WHERE x.op IN ('delete', 'truncate')
     ORDER BY x.seq DESC NULLS FIRST, x.ord DESC LIMIT 1;
     IF NOT FOUND THEN
@@ -854,6 +859,11 @@ DECLARE
     steps jsonb[];
     seqs bigint[];
 BEGIN
+    IF matching IS NULL OR jsonb_typeof(matching) <> 'object' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('what deleted rows of table %s must contain is not a JSON object', relation),
+            HINT = 'Give values of columns, such as ''{"room": "room-1"}''; ''{}'' is for all rows.';
+    END IF;
     SELECT array_agg(jsonb_build_object('id', table_id, 'key', d.key, 'old', d.before, 'new', NULL)
                      ORDER BY d.recorded_at, d.ord),
            array_agg(accord.seq_of(d.slot, d.tx_id))

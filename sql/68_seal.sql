@@ -166,7 +166,7 @@ BEGIN
     SELECT * INTO found FROM accord.seal s WHERE s.size = tree_size OR tree_size IS NULL ORDER BY s.size DESC LIMIT 1;
     IF found.size IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
-            MESSAGE = coalesce(format('nothing was sealed with size %s', tree_size), 'nothing is sealed yet'),
+            MESSAGE = coalesce('nothing was sealed with size ' || tree_size, 'nothing is sealed yet'),
             HINT = 'See SELECT size FROM accord.seal; accord.seal() seals what was committed.';
     END IF;
     RETURN found;

@@ -132,7 +132,7 @@ BEGIN
                    'revert_note', 'revert_run', 'revert_check_mode', 'undelete_row'));
 END
 $$;
-COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard(), replay() and adopt(), besides what writers and auditors may';
+COMMENT ON FUNCTION accord.grant_admin(regrole) IS 'grants configuration, secrets (to set, not to read), redeliver(), discard(), replay(), revert(), erase() and adopt(), besides what writers and auditors may';
 REVOKE ALL ON FUNCTION accord.grant_writer(regrole), accord.grant_auditor(regrole), accord.grant_admin(regrole), accord.check_role(regrole)
     FROM PUBLIC;
 

@@ -501,8 +501,12 @@ SELECT throws_ok($$SELECT count(*) FROM accord.secret s WHERE s IS NOT NULL$$, '
 SELECT throws_ok($$UPDATE accord.secret SET updated_at = now() RETURNING value$$, '42501', NULL, 'nor by RETURNING');
 SELECT throws_ok($$UPDATE accord.secret SET name = value$$, '42501', NULL, 'nor by another column');
 SELECT lives_ok($$UPDATE accord.secret SET value = 'another' WHERE name = 'surface'$$, 'an admin replaces them');
-SELECT lives_ok($$SELECT accord.redeliver('nowhere'), accord.discard('nowhere'), accord.redeliver(gen_random_uuid()),
-                  accord.discard(gen_random_uuid())$$, 'redelivers and discards');
+SELECT lives_ok($$INSERT INTO accord.channel (name, base_url) VALUES ('surface.decided', 'http://127.0.0.1:1');
+                  SELECT accord.redeliver('surface.decided'), accord.discard('surface.decided'),
+                         accord.redeliver(gen_random_uuid()), accord.discard(gen_random_uuid())$$, 'redelivers and discards');
+SELECT throws_like($$SELECT accord.redeliver('nowhere')$$, 'channel "nowhere" does not exist', 'by a channel that there is');
+SELECT throws_like($$SELECT accord.discard('01a22002-2ffd-7f37-807a-725daca0530e', 'surface.decided')$$,
+                   'channel "01a22002-2ffd-7f37-807a-725daca0530e" does not exist', 'an id that is not a uuid is refused');
 SELECT throws_ok($$SELECT accord.redeliver('nowhere', state => 'delivered')$$, '22023', NULL,
                  'by a state that there is');
 SELECT throws_ok($$SELECT accord.turn_rings()$$, '42501', NULL, 'but housekeeping is the owner''s');

@@ -267,6 +267,9 @@ SELECT accord.revert(seq => 1, mode => 'gently');
 SELECT accord.revert(seq => 9000000000000000000);
 SELECT accord.revert(actor => 'rob', relation => 'pg_class');
 SELECT accord.undelete('pg_class', 1);
+SELECT accord.undelete('room', NULL::text);
+SELECT accord.undelete('room', '[1]'::jsonb);
+SELECT accord.undelete('room', NULL::jsonb);
 
 -- Who may: who may revert, within what they may do to the tables.
 CREATE ROLE regress_revert_admin;

@@ -114,7 +114,6 @@ wait_for_delivery($node);
 my @selection = (
     [ q{'pick'} => 6, 'a channel\'s dead letters' ],
     [ q{'pick_other'} => 0, 'a channel without any' ],
-    [ q{'nobody'} => 0, 'no channel' ],
     [ q{'pick', account => 'x'} => 4, 'account' ],
     [ q{'pick', account => ''} => 1, 'the channel itself' ],
     [ q{'pick', account => 'z'} => 0, 'no account' ],
@@ -155,6 +154,12 @@ for my $state (q{'queued'}, q{'delivered'}, 'NULL')
     my (undef, undef, $stderr) = $node->psql('postgres', "\\set VERBOSITY verbose
         SELECT accord.redeliver('pick', state => $state)");
     like($stderr, qr/22023: no delivery in the backlog is in state/, "state $state is refused");
+}
+
+for my $channel ('nobody', $ids[0])
+{
+    my (undef, undef, $stderr) = $node->psql('postgres', "\\set VERBOSITY verbose\nSELECT accord.redeliver('$channel')");
+    like($stderr, qr/42704: channel "$channel" does not exist.*HINT/s, "a channel that there is not is refused: $channel");
 }
 
 # ---- what becomes of it
