@@ -334,6 +334,7 @@ typedef struct Paths
 	int			room;
 	Path	   *items;
 	const AccordIncoming *in;
+	Jsonb	   *before;			/* the document */
 	Parts		won;
 	Parts		lost;
 } Paths;
@@ -410,8 +411,9 @@ value_at(Jsonb *document, const char *path)
 	return document;
 }
 
+/* What is given at one path meets what stands at the same, or another, one. */
 static void
-note_part(Parts *parts, const Path *path, Jsonb *given)
+note_part(Parts *parts, const char *name, Jsonb *given, const Path *path)
 {
 	if (parts->n++ == 0)
 	{
@@ -421,7 +423,7 @@ note_part(Parts *parts, const Path *path, Jsonb *given)
 		accord_build_object(&parts->standing);
 		parts->other = path->stamp;
 	}
-	accord_build_key(&parts->given, path->name);
+	accord_build_key(&parts->given, name);
 	accord_build_value(&parts->given, given);
 	accord_build_key(&parts->standing, path->name);
 	accord_build_value(&parts->standing, path->value);
@@ -438,6 +440,58 @@ saw_path(const Paths *paths, const Path *path)
 											path->value));
 }
 
+/* Whether what was said of the path is in the document. */
+static bool
+stands(const Paths *paths, const Path *path)
+{
+	return accord_value_equal(value_at(paths->before, path->name),
+							  path->value);
+}
+
+static bool
+is_below(const char *name, const char *parent)
+{
+	size_t		length = strlen(parent);
+
+	return strncmp(name, parent, length) == 0 && name[length] == '/';
+}
+
+/* Whether a value that has something set below it is gone. */
+static bool
+is_replaced(Jsonb *value)
+{
+	return value != NULL && !accord_value_is_null(value) &&
+		!accord_value_is_object(value);
+}
+
+/* What is set above or below a path in place of what somebody else said. */
+static void
+note_covered(Paths *paths, const char *name, const AccordStamp *stamp,
+			 Jsonb *value)
+{
+	for (int i = 0; i < paths->n; i++)
+	{
+		const Path *path = &paths->items[i];
+		bool		above = is_below(name, path->name);
+		bool		below = is_below(path->name, name);
+
+		if ((!above && !below) ||
+			accord_stamp_same_source(stamp, &path->stamp))
+			continue;
+		if (accord_stamp_compare(stamp, &path->stamp) < 0)
+		{
+			if (above ? value != NULL : is_replaced(value))
+			{
+				note_part(&paths->lost, name, value, path);
+				return;
+			}
+		}
+		else if ((below ? path->value != NULL : is_replaced(path->value)) &&
+				 stands(paths, path) && !saw_path(paths, path))
+			note_part(&paths->won, name, value, path);
+	}
+}
+
 /* Sets a path if the stamp is later than the one it has. */
 static void
 put_path(Paths *paths, const char *name, const AccordStamp *stamp,
@@ -447,11 +501,13 @@ put_path(Paths *paths, const char *name, const AccordStamp *stamp,
 	bool		is_new = path->stamp.clock == ACCORD_CLOCK_NONE;
 	int			order = is_new ? 1 : accord_stamp_compare(stamp, &path->stamp);
 
+	if (order > 0 && paths->in != NULL)
+		note_covered(paths, name, stamp, value);
 	if (!is_new && order != 0 && paths->in != NULL &&
 		!accord_value_equal(path->value, value) &&
 		!accord_stamp_same_source(stamp, &path->stamp) &&
-		(order < 0 || !saw_path(paths, path)))
-		note_part(order > 0 ? &paths->won : &paths->lost, path, value);
+		(order < 0 || (stands(paths, path) && !saw_path(paths, path))))
+		note_part(order > 0 ? &paths->won : &paths->lost, name, value, path);
 	if (order <= 0)
 		return;
 	path->stamp = *stamp;
@@ -704,6 +760,7 @@ accord_merge_json(AccordManaged *managed, int column, AccordRegister *r,
 	stamp.rank = 0;
 	read_paths(&paths, r, *value);
 	paths.in = in;
+	paths.before = before;
 	if (in->is_local)
 		difference(&paths, "", *value, in->value, &stamp);
 	else if (in->has_base)

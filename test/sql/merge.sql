@@ -61,6 +61,16 @@ SELECT c.* FROM change('{"doc": {"guest": {"name": "Anne", "vip": true}, "nights
 UPDATE t SET doc = jsonb_set(doc, '{guest,age}', '32');
 SELECT c.* FROM change('{"doc": {"guest": {"age": 40}}}', 'c', '20', 3) c;
 SELECT doc FROM t;
+-- what is covered from above, or replaced from below, has lost as well
+SELECT max(conflict_id) AS id FROM accord.conflict \gset
+SELECT c.* FROM change('{"doc": {"pet": {"name": "Rex"}}}', 'a', '60', 60) c;
+SELECT c.* FROM change('{"doc": {"pet": "dog"}}', 'b', '61', 61) c;
+SELECT c.* FROM change('{"doc": {"pet": {"age": 7}}}', 'c', '62', 60.5) c;
+SELECT c.* FROM change('{"doc": {"pet": {"age": 8}}}', 'c', '63', 63) c;
+SELECT c.* FROM change('{"doc": {"pet": "cat"}}', 'a', '64', 62) c;
+SELECT c.* FROM change('{"doc": {"pet": null}}', 'b', '65', 64) c;
+SELECT c.* FROM change('{"doc": {"pet": null}}', 'a', '66', 65) c;
+SELECT rule, winner_event, winner, loser_event, loser FROM accord.conflict WHERE conflict_id > :id AND column_name = 'doc' ORDER BY conflict_id;
 
 SELECT 'three-way' AS strategy, c.* FROM change('{"three": "a"}', 'a', '21', 1) c;
 -- he left it as it was: the change of another stands
