@@ -241,15 +241,17 @@ END
 $$;
 COMMENT ON FUNCTION accord.revert_current(regclass, text[], jsonb[], boolean) IS 'internal: rows as they are now, by their keys';
 
--- Who changed a row since a commit, for the plan.
+-- Who changed a row after the last of these commits that did, for the plan.
 CREATE FUNCTION accord.revert_since(table_id integer, key text, seqs bigint[], columns text[]) RETURNS text
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(' by commit %s%s', coalesce(e.seq::text, 'of this transaction'),
                   coalesce(', ' || nullif(concat_ws(', ', 'actor ' || e.actor, 'reason ' || e.reason), ''), ''))
-    FROM accord.row_events(table_id, key) e
-    WHERE (e.seq IS NULL OR e.seq <> ALL (seqs))
+    FROM (SELECT n.*, max(n.place) FILTER (WHERE n.seq = ANY (seqs)) OVER () AS undone
+          FROM (SELECT x.*, row_number() OVER (ORDER BY x.seq NULLS LAST, x.ord) AS place
+                FROM accord.row_events(table_id, key) x) n) e
+    WHERE e.place > coalesce(e.undone, 0)
       AND CASE e.op WHEN 'update' THEN e.before ?| columns WHEN 'insert' THEN e.before IS DISTINCT FROM '{}' ELSE e.op <> 'event' END
-    ORDER BY e.seq DESC NULLS FIRST, e.ord DESC LIMIT 1
+    ORDER BY e.place DESC LIMIT 1
 $$;
 COMMENT ON FUNCTION accord.revert_since(integer, text, bigint[], text[]) IS 'internal: who changed a row since, as text';
 
@@ -319,7 +321,7 @@ BEGIN
                   jsonb_build_object('r', target_table::oid, 'a', d.action, 'k', keys[i], 't', d.target) END;
         why := CASE WHEN d.kept IS NOT NULL THEN
                    d.why || coalesce(accord.revert_since(table_id, step ->> 'key', seqs,
-                                                         ARRAY(SELECT jsonb_object_keys(d.kept))), '')
+                                                         ARRAY(SELECT jsonb_object_keys(d.kept))), ', by nothing that was captured')
                WHEN d.action = 'insert' AND known.hidden <> '{}' THEN
                    format('not captured, so not restored: %s', array_to_string(known.hidden, ', '))
                END;

@@ -260,6 +260,16 @@ SELECT pg_temp.last() AS lived \gset
 DROP TABLE short_lived;
 SELECT table_name, row_key, action, status, why FROM pg_temp.plan('seq => ' || :lived);
 
+-- Values that ALTER TABLE made.
+CREATE TABLE retyped (id int PRIMARY KEY, v text);
+SELECT accord.capture('retyped') IS NOT NULL AS captured;
+INSERT INTO retyped VALUES (1, 'a');
+SELECT accord.mark('before retyping');
+UPDATE retyped SET v = 'b';
+ALTER TABLE retyped ALTER v TYPE int USING 7;
+SELECT row_key, changes, status, why FROM accord.revert(after => 'before retyping', relation => 'retyped', dry_run => true);
+DROP TABLE retyped;
+
 -- Bad arguments.
 SELECT accord.revert();
 SELECT accord.revert(relation => 'room');
