@@ -468,13 +468,9 @@ mark_claims(Claims *claims, Decision *decision, int verdict)
 static bool
 mark_all(Claims *claims, Decision *decision)
 {
-	int			nest = NewGUCNestLevel();
 	bool		outer = marking;
 	bool		undisturbed;
 
-	/* the change is ours, and is news for every channel */
-	(void) set_config_option("accord.source", "", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
 	PG_TRY();
 	{
 		undisturbed = mark_claims(claims, decision, 0) &&
@@ -485,7 +481,6 @@ mark_all(Claims *claims, Decision *decision)
 		marking = outer;
 	}
 	PG_END_TRY();
-	AtEOXact_GUC(true, nest);
 	return undisturbed;
 }
 
@@ -566,9 +561,13 @@ tell_claims(const Claims *claims, Decision *decision, bool all)
 static void
 settle_resource(Claims *claims, Resource *resource)
 {
+	int			nest = NewGUCNestLevel();
 	bool		first = true;
 	int64		before = 0;
 
+	/* the verdict is ours, and is news for every channel */
+	(void) set_config_option("accord.source", "", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	lock_resource(claims, resource);
 	for (int round = 0; round == 0 || first || claims->changed > before; round++)
 	{
@@ -590,6 +589,7 @@ settle_resource(Claims *claims, Resource *resource)
 		tell_claims(claims, decision, undisturbed);
 		first &= !undisturbed;
 	}
+	AtEOXact_GUC(true, nest);
 }
 
 /* Everything that a statement of this kind touched. */

@@ -139,7 +139,7 @@ INSERT INTO booking (id, room, nights, channel) VALUES ('o3', '5', '[2026-05-01,
 RESET accord.source;
 SELECT * FROM told();
 SELECT e.op, e.key, e.payload ->> 'accepted', coalesce(e.source, 'null') FROM accord.event_log e JOIN accord.commit_log c USING (tx_id)
-WHERE e.topic = 'booking' AND e.key LIKE 'o_' ORDER BY c.seq, e.ord;
+WHERE e.topic IN ('booking', 'booking.claim') AND e.key LIKE 'o_' ORDER BY c.seq, e.ord;
 SELECT accord.release('booking');
 
 -- room for several: capacity by an expression, and one that changes elsewhere
