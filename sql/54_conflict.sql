@@ -73,7 +73,8 @@ CREATE TABLE accord.conflict_log (
 ) PARTITION BY LIST (slot);
 COMMENT ON TABLE accord.conflict_log IS 'every decision between changes of different sources that did not know of each other: who won, who lost, with both values; accord.conflict shows it by table';
 COMMENT ON COLUMN accord.conflict_log.column_name IS 'null: it was about the row as a whole';
-COMMENT ON COLUMN accord.conflict_log.rule IS 'the strategy; or delete, override, horizon (a change older than the history that is kept), clock (a change from the future, counted as made now)';
+COMMENT ON COLUMN accord.conflict_log.managed IS 'accord.managed.id; or, of claims that overlap, accord.claims.id below zero';
+COMMENT ON COLUMN accord.conflict_log.rule IS 'the strategy; or claim (two that overlap), delete, override, horizon (a change older than the history that is kept), clock (a change from the future, counted as made now)';
 COMMENT ON COLUMN accord.conflict_log.held IS 'a person is to decide, by accord.override()';
 
 -- change_log: what came to managed tables, from outside and from the application, with what was there before.
@@ -316,7 +317,13 @@ COMMENT ON FUNCTION accord.drop_policy(regclass, text, text) IS 'takes a column'
 -- ---- what lost ------------------------------------------------------------------------------------------------------
 
 CREATE VIEW accord.conflict AS
-    SELECT c.conflict_id, c.recorded_at, m.relation, c.key, c.column_name, c.rule,
+    SELECT c.conflict_id, c.recorded_at,
+           CASE WHEN c.managed < 0
+                THEN (SELECT t.tgrelid::pg_catalog.regclass FROM pg_catalog.pg_trigger t
+                      JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+                      WHERE p.proname = 'claims_guard' AND p.pronamespace = 'accord'::pg_catalog.regnamespace AND t.tgparentid = 0
+                        AND pg_catalog.split_part(pg_catalog.encode(t.tgargs, 'escape'), '\000', 1) = (-c.managed)::text LIMIT 1)
+                ELSE m.relation END AS relation, c.key, c.column_name, c.rule,
            CASE WHEN EXISTS (SELECT FROM accord.conflict_log o
                              WHERE o.managed = c.managed AND o.key = c.key AND o.rule = 'override'
                                AND o.winner_event = 'override:' || c.conflict_id) THEN 'overridden'
@@ -379,6 +386,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
             MESSAGE = 'an override needs a reason',
             HINT = 'Say why, as the second argument.';
+    END IF;
+    IF EXISTS (SELECT FROM accord.conflict_log l WHERE l.conflict_id = conflict AND l.rule = 'claim') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('conflict %s is between claims, which are decided by their ranking', conflict),
+            HINT = 'Change what they are ranked by, or their condition.';
     END IF;
     SELECT l.*, m.relation INTO c FROM accord.conflict_log l JOIN accord.managed m ON m.id = l.managed
     WHERE l.conflict_id = conflict;

@@ -148,7 +148,8 @@ BEGIN
                    same_key);
     tell := format('SELECT accord.row_key(%1$s), jsonb_build_object(''verdict'', $%2$s, ''claim'', to_jsonb(%3$s), ''against'', '
                    '(SELECT jsonb_agg(accord.row_key(%4$s)) FROM %5$s AS o WHERE %6$s AND o.%7$I && %3$s.%7$I AND o.%8$I AND NOT (%9$s))), '
-                   '%10$s, %11$s FROM %5$s AS %3$s WHERE %12$s',
+                   '%10$s, %11$s, (SELECT jsonb_agg(jsonb_build_object(''row'', to_jsonb(o), ''source'', %13$s)) FROM %5$s AS o '
+                   'WHERE %6$s AND o.%7$I && %3$s.%7$I AND o.%8$I AND NOT (%9$s)) FROM %5$s AS %3$s WHERE %12$s',
                    key_text, cardinality(c.key_columns) + 1, name,
                    (SELECT string_agg(format('o.%I::text', x), ', ' ORDER BY i) FROM unnest(c.key_columns) WITH ORDINALITY u (x, i)),
                    qualified,
@@ -157,10 +158,23 @@ BEGIN
                    (SELECT string_agg(format('o.%I = %s.%1$I', x, name), ' AND ') FROM unnest(c.key_columns) x),
                    CASE WHEN c.source_column IS NULL THEN 'NULL' ELSE format('%s.%I::text', name, c.source_column) END,
                    CASE WHEN c.account_column IS NULL THEN 'NULL' ELSE format('%s.%I::text', name, c.account_column) END,
-                   same_key);
+                   same_key,
+                   CASE WHEN c.source_column IS NULL THEN 'NULL::text' ELSE format('o.%I::text', c.source_column) END);
 END
 $$;
 COMMENT ON FUNCTION accord.claims_statements(integer, regclass, text) IS 'internal: the statements by which the claims of a table are decided';
+
+-- A claim that does not stand is the loser of a conflict with each of those that do instead; of one that nobody has room
+-- for there is no winner.
+CREATE FUNCTION accord.claims_log(id integer, key text, source text, claim jsonb, winners jsonb) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO accord.conflict_log (conflict_id, recorded_at, managed, slot, key, rule, held, winner_source, loser_source,
+                                     winner, loser)
+    SELECT nextval('accord.conflict_seq'), clock_timestamp(), -claims_log.id, (s.last_value % 8)::smallint, claims_log.key,
+           'claim', false, w ->> 'source', claims_log.source, w -> 'row', claims_log.claim
+    FROM accord.conflict_slot s, jsonb_array_elements(coalesce(winners, '[null]')) w
+$$;
+COMMENT ON FUNCTION accord.claims_log(integer, text, text, jsonb, jsonb) IS 'internal: writes down who lost against whom';
 
 CREATE FUNCTION accord.claims_store(relation regclass, resource text[], during text, accepted text, ranking text[],
                                     condition text, frozen text, capacity text, source_column text, account_column text,

@@ -499,6 +499,34 @@ address(const char *source, bool *isnull)
 										   TYPALIGN_INT));
 }
 
+/* Writes the claim that was just read down as the loser of a conflict. */
+static void
+log_loser(const Claims *claims)
+{
+	Oid			types[] = {INT4OID, TEXTOID, TEXTOID, JSONBOID, JSONBOID};
+	Datum		values[lengthof(types)];
+	char		nulls[lengthof(types) + 1] = "     ";
+	Identity	before;
+
+	values[0] = Int32GetDatum(claims->id);
+	for (int i = 1; i < lengthof(types); i++)
+	{
+		/* its key, source, event and winners */
+		static const int columns[] = {0, 1, 3, 2, 5};
+		bool		isnull;
+
+		values[i] = copy_value(0, columns[i], &isnull);
+		nulls[i] = isnull ? 'n' : ' ';
+	}
+	before = become(accord_db_owner());
+	if (SPI_execute_with_args("SELECT accord.claims_log($1, $2, $3, "
+							  "$4 OPERATOR(pg_catalog.->) 'claim', $5)",
+							  lengthof(types), types, values, nulls, false,
+							  0) != SPI_OK_SELECT)
+		elog(ERROR, "could not write to accord.conflict_log");
+	become_again(before);
+}
+
 /* Appends the event that tells of one claim. */
 static void
 tell_claim(const Claims *claims, Decision *decision, const Claim *claim,
@@ -529,6 +557,8 @@ tell_claim(const Claims *claims, Decision *decision, const Claim *claim,
 	values[ACCORD_EVENT_CHANNELS - 1] =
 		address(result_text(0, 3), &nulls[ACCORD_EVENT_CHANNELS - 1]);
 	accord_log_append(values, nulls);
+	if (!claim->verdict)
+		log_loser(claims);
 }
 
 /* Of all, or of those that were marked before something came between. */

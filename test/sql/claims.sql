@@ -142,6 +142,18 @@ SELECT e.op, e.key, e.payload ->> 'accepted', coalesce(e.source, 'null') FROM ac
 WHERE e.topic IN ('booking', 'booking.claim') AND e.key LIKE 'o_' ORDER BY c.seq, e.ord;
 SELECT accord.release('booking');
 
+-- who lost is on record, with both rows
+SELECT relation::text, key, rule, state, winner ->> 'id', winner_source, loser ->> 'id', loser_source FROM accord.conflict
+WHERE key LIKE 'o_' ORDER BY conflict_id;
+SELECT key, winner ->> 'id' FROM accord.conflict WHERE key IN ('king', 'B') ORDER BY conflict_id;
+DO $$
+BEGIN
+    PERFORM accord.override(conflict_id, 'he asked') FROM accord.conflict WHERE key = 'o3';
+EXCEPTION WHEN invalid_parameter_value THEN
+    RAISE NOTICE '%', regexp_replace(SQLERRM, '[0-9]+', 'N');
+END
+$$;
+
 -- room for several: capacity by an expression, and one that changes elsewhere
 CREATE TABLE room_type (name text PRIMARY KEY, rooms integer);
 CREATE TABLE stay (hotel text, type text, id integer, nights int4range, accepted boolean, PRIMARY KEY (hotel, id));

@@ -19,7 +19,7 @@ LANGUAGE sql AS $$
 $$;
 CREATE VIEW lost AS
     SELECT key, column_name, rule, state, winner_source, winner, loser_source, loser, loser_event FROM accord.conflict
-    ORDER BY conflict_id;
+    WHERE relation::text = 'rate' ORDER BY conflict_id;
 
 -- latest is what there is without a policy
 SELECT accord.manage('rate') > 0 AS managed;
