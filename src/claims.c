@@ -123,32 +123,6 @@ PG_FUNCTION_INFO_V1(accord_manage_claims);
 PG_FUNCTION_INFO_V1(accord_unmanage_claims);
 PG_FUNCTION_INFO_V1(accord_settle_claims);
 
-/* ---- as whom ------------------------------------------------------------- */
-
-typedef struct Identity
-{
-	Oid			user;
-	int			context;
-} Identity;
-
-static Identity
-become(Oid user)
-{
-	Identity	before;
-
-	GetUserIdAndSecContext(&before.user, &before.context);
-	SetUserIdAndSecContext(user, before.context |
-						   SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS);
-	return before;
-}
-
-static void
-become_again(Identity before)
-{
-	SetUserIdAndSecContext(before.user, before.context);
-}
-
 /* ---- the order of bounds, and the verdicts ------------------------------- */
 
 /* Where bounds are equal a range begins before another one ends. */
@@ -277,7 +251,7 @@ read_statements(Claims *claims, const char *kind)
 	Oid			types[] = {INT4OID, REGCLASSOID, TEXTOID};
 	Datum		values[] = {Int32GetDatum(claims->id),
 	ObjectIdGetDatum(claims->relid), CStringGetTextDatum(kind)};
-	Identity	before = become(accord_db_owner());
+	AccordDbUser before = accord_db_become(accord_db_owner());
 	char	   *changed;
 	bool		isnull;
 
@@ -298,7 +272,7 @@ read_statements(Claims *claims, const char *kind)
 	claims->tell = result_text(0, 5);
 	claims->topic = result_text(0, 6);
 	claims->n_keys = DatumGetInt32(result_value(0, 7, &isnull));
-	become_again(before);
+	accord_db_be_again(before);
 	return changed;
 }
 
@@ -419,13 +393,13 @@ lock_resource(const Claims *claims, const Resource *resource)
 	Oid			types[] = {INT4OID, TEXTOID};
 	Datum		values[] = {Int32GetDatum(claims->id),
 	CStringGetTextDatum(resource->name)};
-	Identity	before = become(accord_db_owner());
+	AccordDbUser before = accord_db_become(accord_db_owner());
 
 	run("INSERT INTO accord.claim_resource AS r (claims, resource) "
 		"VALUES ($1, $2) ON CONFLICT (claims, resource) DO UPDATE "
 		"SET decisions = r.decisions OPERATOR(pg_catalog.+) 1",
 		2, types, values);
-	become_again(before);
+	accord_db_be_again(before);
 }
 
 /* Sets the verdict of one claim. */
@@ -506,7 +480,7 @@ log_loser(const Claims *claims)
 	Oid			types[] = {INT4OID, TEXTOID, TEXTOID, JSONBOID, JSONBOID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types) + 1] = "     ";
-	Identity	before;
+	AccordDbUser before;
 
 	values[0] = Int32GetDatum(claims->id);
 	for (int i = 1; i < lengthof(types); i++)
@@ -518,13 +492,13 @@ log_loser(const Claims *claims)
 		values[i] = copy_value(0, columns[i], &isnull);
 		nulls[i] = isnull ? 'n' : ' ';
 	}
-	before = become(accord_db_owner());
+	before = accord_db_become(accord_db_owner());
 	if (SPI_execute_with_args("SELECT accord.claims_log($1, $2, $3, "
 							  "$4 OPERATOR(pg_catalog.->) 'claim', $5)",
 							  lengthof(types), types, values, nulls, false,
 							  0) != SPI_OK_SELECT)
 		elog(ERROR, "could not write to accord.conflict_log");
-	become_again(before);
+	accord_db_be_again(before);
 }
 
 /* Appends the event that tells of one claim. */
@@ -627,13 +601,13 @@ static void
 settle(Claims *claims, const char *kind)
 {
 	char	   *changed = read_statements(claims, kind);
-	Identity	before = become(claims->owner);
+	AccordDbUser before = accord_db_become(claims->owner);
 	int			n;
 	Resource   *resources = read_resources(changed, &n);
 
 	for (int i = 0; i < n; i++)
 		settle_resource(claims, &resources[i]);
-	become_again(before);
+	accord_db_be_again(before);
 }
 
 /* A partition stands for the whole table. */
@@ -776,12 +750,12 @@ static void
 call_owner(const char *statement, int n, Oid *types, Datum *values,
 		   const char *nulls)
 {
-	Identity	before = become(accord_db_owner());
+	AccordDbUser before = accord_db_become(accord_db_owner());
 
 	if (SPI_execute_with_args(statement, n, types, values, nulls, false,
 							  0) != SPI_OK_SELECT || SPI_processed != 1)
 		elog(ERROR, "could not run \"%s\"", statement);
-	become_again(before);
+	accord_db_be_again(before);
 }
 
 /* Tries the statements, which hold the caller's expressions, on no rows. */
@@ -789,7 +763,7 @@ static void
 try_statements(Claims *claims)
 {
 	char	   *changed = read_statements(claims, "all");
-	Identity	before = become(claims->owner);
+	AccordDbUser before = accord_db_become(claims->owner);
 	Resource	none = {0};
 	char		nulls[MAX_PARTS + 2];
 	Oid			type;
@@ -812,7 +786,7 @@ try_statements(Claims *claims)
 						format_type_be(type)),
 				 errhint("Give a number, or an SQL expression that comes to "
 						 "one.")));
-	become_again(before);
+	accord_db_be_again(before);
 }
 
 /* accord.manage_claims(relation, resource, during, accepted, ...) */

@@ -198,6 +198,24 @@ accord_db_owner(void)
 	return owner;
 }
 
+AccordDbUser
+accord_db_become(Oid role)
+{
+	AccordDbUser before;
+
+	GetUserIdAndSecContext(&before.user, &before.context);
+	SetUserIdAndSecContext(role, before.context |
+						   SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS);
+	return before;
+}
+
+void
+accord_db_be_again(AccordDbUser before)
+{
+	SetUserIdAndSecContext(before.user, before.context);
+}
+
 bool
 accord_db_installed(void)
 {

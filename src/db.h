@@ -53,6 +53,20 @@ extern AttrNumber accord_db_required_column(const IndexInfo *info);
 /* Who owns our tables: what we do on a user's behalf is done as this role. */
 extern Oid	accord_db_owner(void);
 
+/* As whom the session acts: to be put back, by hand or by an abort. */
+typedef struct AccordDbUser
+{
+	Oid			user;
+	int			context;
+} AccordDbUser;
+
+/*
+ * Acts as a role, whom row security does not concern even where it is forced
+ * on owners, as the checks of foreign keys do; returns who it was before.
+ */
+extern AccordDbUser accord_db_become(Oid role);
+extern void accord_db_be_again(AccordDbUser before);
+
 /* A ring's partition: "event_log", 3 -> accord.event_log_3. */
 extern Oid	accord_db_slot_relid(const char *table, int slot);
 

@@ -251,30 +251,6 @@ find_write(AccordManaged *managed, bool is_insert, const bool *columns)
 
 /* ---- the table ----------------------------------------------------------- */
 
-typedef struct As
-{
-	Oid			user;
-	int			context;
-} As;
-
-static As
-become(Oid role)
-{
-	As			before;
-
-	GetUserIdAndSecContext(&before.user, &before.context);
-	SetUserIdAndSecContext(role, before.context |
-						   SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS);
-	return before;
-}
-
-static void
-be_again(As before)
-{
-	SetUserIdAndSecContext(before.user, before.context);
-}
-
 /* The image of the row that came back, in the caller's memory; or NULL. */
 static Jsonb *
 returned_row(AccordManaged *managed)
@@ -301,7 +277,7 @@ static Jsonb *
 find_row(AccordManaged *managed, const AccordRowKey *key, SPIPlanPtr *plan,
 		 const char *tail, bool read_only)
 {
-	As			before = become(managed->owner);
+	AccordDbUser before = accord_db_become(managed->owner);
 	Jsonb	   *row;
 	int			result;
 
@@ -313,7 +289,7 @@ find_row(AccordManaged *managed, const AccordRowKey *key, SPIPlanPtr *plan,
 		elog(ERROR, "could not read %s", managed->name);
 	row = returned_row(managed);
 	SPI_finish();
-	be_again(before);
+	accord_db_be_again(before);
 	return row;
 }
 
@@ -366,7 +342,7 @@ static Jsonb *
 write_row(AccordManaged *managed, bool is_insert, const AccordRowKey *key,
 		  const bool *columns, Jsonb **new_values)
 {
-	As			before = become(managed->owner);
+	AccordDbUser before = accord_db_become(managed->owner);
 	Datum	   *values = palloc((managed->n_columns + managed->n_keys) *
 								sizeof(Datum));
 	char	   *nulls = palloc(managed->n_columns + managed->n_keys);
@@ -400,7 +376,7 @@ write_row(AccordManaged *managed, bool is_insert, const AccordRowKey *key,
 				  values, nulls);
 	row = returned_row(managed);
 	SPI_finish();
-	be_again(before);
+	accord_db_be_again(before);
 	return row;
 }
 
@@ -421,14 +397,14 @@ accord_store_insert(AccordManaged *managed, const AccordRowKey *key,
 void
 accord_store_delete(AccordManaged *managed, const AccordRowKey *key)
 {
-	As			before = become(managed->owner);
+	AccordDbUser before = accord_db_become(managed->owner);
 
 	SPI_connect();
 	if (managed->remove == NULL)
 		managed->remove = prepare_by_key(managed, "DELETE FROM", "");
 	execute_write(managed, managed->remove, key->text, key->values, NULL);
 	SPI_finish();
-	be_again(before);
+	accord_db_be_again(before);
 }
 
 /* ---- row_state ----------------------------------------------------------- */
@@ -513,7 +489,7 @@ own_json(int column)
 void
 accord_store_lock(AccordManaged *managed, const char *key, AccordKept *kept)
 {
-	As			before = become(accord_db_owner());
+	AccordDbUser before = accord_db_become(accord_db_owner());
 	Datum		values[] = {Int32GetDatum(managed->id),
 	CStringGetTextDatum(key)};
 
@@ -536,14 +512,14 @@ accord_store_lock(AccordManaged *managed, const char *key, AccordKept *kept)
 		kept->values = own_json(2);
 	}
 	SPI_finish();
-	be_again(before);
+	accord_db_be_again(before);
 }
 
 void
 accord_store_keep(AccordManaged *managed, const char *key, Jsonb *state,
 				  Jsonb *kept)
 {
-	As			before = become(accord_db_owner());
+	AccordDbUser before = accord_db_become(accord_db_owner());
 	Datum		values[] = {Int32GetDatum(managed->id),
 		CStringGetTextDatum(key), JsonbPGetDatum(state),
 	kept == NULL ? (Datum) 0 : JsonbPGetDatum(kept)};
@@ -551,14 +527,14 @@ accord_store_keep(AccordManaged *managed, const char *key, Jsonb *state,
 	SPI_connect();
 	run_own(PLAN_KEEP, values, kept == NULL ? "   n" : NULL);
 	SPI_finish();
-	be_again(before);
+	accord_db_be_again(before);
 }
 
 void
 accord_store_stamp(AccordManaged *managed, const char *key, Jsonb *registers,
 				   int64 clock, Jsonb *old_values)
 {
-	As			before = become(accord_db_owner());
+	AccordDbUser before = accord_db_become(accord_db_owner());
 	Datum		values[] = {Int32GetDatum(managed->id),
 		CStringGetTextDatum(key), JsonbPGetDatum(registers),
 	Int64GetDatum(clock), JsonbPGetDatum(old_values)};
@@ -566,7 +542,7 @@ accord_store_stamp(AccordManaged *managed, const char *key, Jsonb *registers,
 	SPI_connect();
 	run_own(PLAN_STAMP, values, NULL);
 	SPI_finish();
-	be_again(before);
+	accord_db_be_again(before);
 }
 
 /* ---- the logs ------------------------------------------------------------ */
@@ -664,7 +640,7 @@ static bool
 is_known(AccordManaged *managed, const char *key, const char *column,
 		 const AccordStamp *loser)
 {
-	As			before = become(accord_db_owner());
+	AccordDbUser before = accord_db_become(accord_db_owner());
 	LogRow		row = {.n = 0};
 	char		nulls[7];
 	bool		known;
@@ -680,7 +656,7 @@ is_known(AccordManaged *managed, const char *key, const char *column,
 	SPI_connect();
 	known = run_own(PLAN_KNOWN, row.values, nulls) > 0;
 	SPI_finish();
-	be_again(before);
+	accord_db_be_again(before);
 	return known;
 }
 
