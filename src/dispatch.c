@@ -47,6 +47,7 @@
 #include "db.h"
 #include "dispatch.h"
 #include "endpoint.h"
+#include "errand.h"
 #include "fingerprint.h"
 #include "flow.h"
 #include "guc.h"
@@ -612,6 +613,11 @@ land(TimestampTz now)
 	{
 		AccordDelivery *delivery = response->owner;
 
+		if (response->errand)
+		{
+			accord_errand_land(desk, response, now);
+			continue;
+		}
 		delivery->sent = false;
 		if (delivery->batch != NULL)
 			land_batch(delivery, response, now);
@@ -669,6 +675,7 @@ due_timeout(TimestampTz now)
 
 	timeout = earlier(timeout, time_until(accord_desk_next_alarm(desk), now));
 	timeout = earlier(timeout, time_until(accord_batch_due(desk), now));
+	timeout = earlier(timeout, time_until(accord_errand_due(), now));
 	if (desk->release)
 		timeout = earlier(timeout, time_until(desk->released_at +
 											  RELEASE_EVERY, now));
@@ -816,6 +823,7 @@ turn(void)
 	accord_assign_resume(desk, now);
 	accord_desk_wake(desk, now);
 	release_waiting(now);
+	accord_errand_turn(desk, now);
 	for (int i = 0; i < ADMIT_ROUNDS && (admitting = admit(now)); i++)
 		;
 	more |= admitting;
@@ -830,7 +838,8 @@ turn(void)
 	{
 		settle(now);
 		more |= !dlist_is_empty(&desk->ready) ||
-			!dlist_is_empty(&desk->batches_due) || accord_intake_hungry(desk);
+			!dlist_is_empty(&desk->batches_due) ||
+			accord_errand_blocked() || accord_intake_hungry(desk);
 		now = GetCurrentTimestamp();
 	}
 	showing = accord_show(desk, idle && !more && !awake, now);

@@ -299,17 +299,23 @@ accord_flow_connection_ready(AccordConnection *connection, TimestampTz now)
 	return ready;
 }
 
-void
-accord_flow_take(AccordDelivery *delivery, TimestampTz now)
+bool
+accord_flow_take_tokens(AccordConnection *connection, TimestampTz now)
 {
-	AccordConnection *connection = delivery->endpoint->connection;
 	AccordHub  *hub = connection->hub;
 
-	Assert(!delivery->ticketed);
 	meters_take(hub->meters, hub->n_meters, false, now);
 	meters_take(connection->meters, connection->n_meters, false, now);
 	accord_limit_spend(allowance_of(connection), now);
-	delivery->probe = accord_breaker_sent(&connection->breaker);
+	return accord_breaker_sent(&connection->breaker);
+}
+
+void
+accord_flow_take(AccordDelivery *delivery, TimestampTz now)
+{
+	Assert(!delivery->ticketed);
+	delivery->probe = accord_flow_take_tokens(delivery->endpoint->connection,
+											  now);
 	delivery->ticketed = true;
 }
 
@@ -476,14 +482,10 @@ note_breaker(AccordConnection *connection, const char *error)
 }
 
 static void
-result_of_breaker(AccordDesk *desk, AccordDelivery *delivery,
+result_of_breaker(AccordDesk *desk, AccordConnection *connection, bool probe,
 				  AccordBreakerResult result, const char *error, double dice,
 				  TimestampTz now)
 {
-	AccordConnection *connection = delivery->endpoint->connection;
-	bool		probe = delivery->probe;
-
-	delivery->probe = false;
 	if (!accord_breaker_result(&connection->breaker,
 							   &connection->hub->breaker_policy, result, probe,
 							   dice, now))
@@ -495,11 +497,10 @@ result_of_breaker(AccordDesk *desk, AccordDelivery *delivery,
 }
 
 static void
-result_of_limits(AccordDelivery *delivery, AccordOutcome outcome,
-				 const AccordHttpResponse *response, double dice,
-				 TimestampTz now)
+result_of_limits(AccordConnection *connection, TimestampTz started_at,
+				 AccordOutcome outcome, const AccordHttpResponse *response,
+				 double dice, TimestampTz now)
 {
-	AccordConnection *connection = delivery->endpoint->connection;
 	AccordHub  *hub = connection->hub;
 	AccordAllowance *allowance = allowance_of(connection);
 	const AccordHint *hint = &response->hint;
@@ -518,7 +519,7 @@ result_of_limits(AccordDelivery *delivery, AccordOutcome outcome,
 	accord_limit_refused(allowance, response->result.retry_after_ms,
 						 hub->heeds_hints ? hint->reset_ms : -1,
 						 connection->policy.base_ms, connection->policy.cap_ms,
-						 dice, delivery->started_at, now);
+						 dice, started_at, now);
 	if (!was_paused && allowance->not_before > now)
 		accord_flow_note(hub->channel, shared ? "" : connection->account,
 						 "throttled",
@@ -527,21 +528,35 @@ result_of_limits(AccordDelivery *delivery, AccordOutcome outcome,
 }
 
 void
+accord_flow_conclude(AccordDesk *desk, AccordConnection *connection, bool probe,
+					 TimestampTz started_at, AccordOutcome outcome,
+					 const AccordHttpResponse *response, const char *error,
+					 double dice, TimestampTz now)
+{
+	result_of_limits(connection, started_at, outcome, response, dice, now);
+	result_of_breaker(desk, connection, probe,
+					  judge_endpoint(outcome, response), error, dice, now);
+	accord_connection_rotate(desk, connection);
+}
+
+void
 accord_flow_result(AccordDesk *desk, AccordDelivery *delivery,
 				   AccordOutcome outcome, const AccordHttpResponse *response,
 				   const char *error, double dice, TimestampTz now)
 {
+	AccordConnection *connection = delivery->endpoint->connection;
+	bool		probe = delivery->probe;
+
 	if (response == NULL)
 	{
 		accord_flow_return(delivery, now);
-		accord_connection_rotate(desk, delivery->endpoint->connection);
+		accord_connection_rotate(desk, connection);
 		return;
 	}
 	delivery->ticketed = false;
-	result_of_limits(delivery, outcome, response, dice, now);
-	result_of_breaker(desk, delivery, judge_endpoint(outcome, response), error,
-					  dice, now);
-	accord_connection_rotate(desk, delivery->endpoint->connection);
+	delivery->probe = false;
+	accord_flow_conclude(desk, connection, probe, delivery->started_at,
+						 outcome, response, error, dice, now);
 }
 
 TimestampTz

@@ -27,6 +27,13 @@ extern TimestampTz accord_flow_hub_ready(AccordHub *hub, TimestampTz now);
 extern TimestampTz accord_flow_connection_ready(AccordConnection *connection,
 												TimestampTz now);
 
+/*
+ * A request costs its channel and its connection a token each, of all limits
+ * that are not by event. True: it is the breaker's probe.
+ */
+extern bool accord_flow_take_tokens(AccordConnection *connection,
+									TimestampTz now);
+
 /* A delivery is TAKEN: it costs its channel and its connection a token. */
 extern void accord_flow_take(AccordDelivery *delivery, TimestampTz now);
 
@@ -54,6 +61,17 @@ extern void accord_flow_result(AccordDesk *desk, AccordDelivery *delivery,
 							   const AccordHttpResponse *response,
 							   const char *error, double dice,
 							   TimestampTz now);
+
+/*
+ * The same of a request that took tokens, and was answered or failed on the
+ * way; probe is what accord_flow_take_tokens() said.
+ */
+extern void accord_flow_conclude(AccordDesk *desk, AccordConnection *connection,
+								 bool probe, TimestampTz started_at,
+								 AccordOutcome outcome,
+								 const AccordHttpResponse *response,
+								 const char *error, double dice,
+								 TimestampTz now);
 
 /* The pause that a refusal asked for: no earlier than this is a retry due. */
 extern TimestampTz accord_flow_pause(const AccordDelivery *delivery);

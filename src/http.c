@@ -370,6 +370,7 @@ accord_http_submit(const AccordHttpRequest *request, void *owner,
 		return false;
 	}
 	transfer->owner = owner;
+	transfer->errand = request->errand;
 	transfer->started = now_ms();
 	transfer->resolved = false;
 	resolving++;

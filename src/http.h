@@ -33,6 +33,7 @@ typedef struct AccordHttpRequest
 	const char *auth_secret;
 	bool		once;			/* must never be repeated by the HTTP library
 								 * itself: a fresh connection */
+	bool		errand;			/* delivers nothing: its owner is an errand */
 	int			connect_timeout_ms;
 	int			timeout_ms;		/* the whole request */
 	int			stall_timeout_s;	/* no byte in either direction; noticed up
@@ -45,6 +46,7 @@ typedef struct AccordHttpRequest
 typedef struct AccordHttpResponse
 {
 	void	   *owner;			/* as given to accord_http_submit() */
+	bool		errand;			/* ... with such a request */
 	AccordResult result;
 	AccordHint	hint;			/* what the server says about its limits */
 	double		duration_ms;

@@ -35,6 +35,7 @@ typedef struct AccordTransfer
 	CURL	   *easy;
 	struct AccordTransfer *next;	/* in the pool or among the finished */
 	void	   *owner;
+	bool		errand;			/* what the owner is */
 	AccordBuffer request;		/* list nodes, header lines, body */
 	AccordBuffer response;		/* body */
 	struct curl_slist *headers; /* in request */

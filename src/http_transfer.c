@@ -691,6 +691,7 @@ accord_http_transfer_respond(AccordTransfer *transfer,
 {
 	memset(response, 0, sizeof(AccordHttpResponse));
 	response->owner = transfer->owner;
+	response->errand = transfer->errand;
 	fill_result(transfer, &response->result);
 	fill_hint(transfer, &response->hint);
 	response->duration_ms = transfer->ended - transfer->started;
