@@ -20,6 +20,7 @@
 #include "assign.h"
 #include "flow.h"
 #include "request.h"
+#include "round.h"
 
 static AccordConfig *config = NULL;
 static int64 config_generation = -1;

@@ -26,9 +26,11 @@
 #include "utils/timestamp.h"
 
 #include "batch.h"
+#include "delivery.h"
 #include "flow.h"
 #include "json.h"
 #include "request.h"
+#include "round.h"
 #include "settle.h"
 
 typedef struct BatchEntry

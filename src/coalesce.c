@@ -29,6 +29,7 @@
 #include "utils/timestamp.h"
 
 #include "coalesce.h"
+#include "delivery.h"
 #include "request.h"
 #include "settle.h"
 #include "supersede.h"

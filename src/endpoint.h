@@ -2,7 +2,7 @@
  * endpoint.h: exports of endpoint.c
  *
  * Layer 5: what a dispatcher holds in memory: events, deliveries, lanes and
- * endpoints. No I/O and no clock.
+ * endpoints; the types of all of it. No I/O and no clock.
  */
 #ifndef ACCORD_ENDPOINT_H
 #define ACCORD_ENDPOINT_H
@@ -30,7 +30,8 @@ typedef struct AccordEvent
 } AccordEvent;
 
 /*
- * Where a delivery is. Every transition is one function of endpoint.c.
+ * Where a delivery is. Every transition is one function of delivery.c;
+ * of those in lanes, of lane.c.
  */
 typedef enum AccordPhase
 {
@@ -334,6 +335,20 @@ typedef struct AccordEndpoint
 	dlist_node	active_node;
 } AccordEndpoint;
 
+/* A delivery with a backlog row, in desk->exceptions. */
+typedef struct AccordExceptionKey
+{
+	AccordConnection *connection;
+	int64		seq;
+	int64		ord;
+} AccordExceptionKey;
+
+typedef struct AccordException
+{
+	AccordExceptionKey key;		/* hash key */
+	AccordDelivery *delivery;
+} AccordException;
+
 /* All of a dispatcher's memory. */
 typedef struct AccordDesk
 {
@@ -344,7 +359,7 @@ typedef struct AccordDesk
 	HTAB	   *connections;
 	HTAB	   *lanes;
 	HTAB	   *merges;
-	HTAB	   *exceptions;		/* deliveries with a backlog row */
+	HTAB	   *exceptions;		/* AccordException */
 	HTAB	   *batches;		/* those forming, by their key */
 	pairingheap *forming;		/* ... by due_at */
 	dlist_head	batches_due;	/* to be sent, as soon as it may be */
@@ -415,11 +430,6 @@ extern void accord_connection_touch(AccordDesk *desk,
 extern void accord_desk_scan(AccordDesk *desk, HASH_SEQ_STATUS *scan);
 extern AccordConnection *accord_desk_scan_next(HASH_SEQ_STATUS *scan);
 
-/* The delivery with a backlog row, or the one owed by memory; or NULL. */
-extern AccordDelivery *accord_desk_find(AccordDesk *desk,
-										AccordConnection *connection,
-										int64 seq, int ord);
-
 extern AccordEvent *accord_event_create(AccordDesk *desk, TupleTableSlot *row);
 extern void accord_event_release(AccordDesk *desk, AccordEvent *event);
 
@@ -432,183 +442,8 @@ extern bool accord_endpoint_full(AccordDesk *desk, AccordEndpoint *endpoint);
  */
 extern bool accord_endpoint_short(AccordDesk *desk, AccordEndpoint *endpoint);
 
-/*
- * Whether something live is READY at a connection: what is replayed goes
- * behind it.
- */
-extern bool accord_connection_has_live(const AccordConnection *connection);
-
-/*
- * How many of so many requests at a time replays may use: the others are kept
- * for what is live.
- */
-extern int	accord_replay_share(const AccordGate *gate);
-
-/* NEW: from now on it is one of the replay's, owed by memory alone. */
-extern void accord_delivery_replay(AccordDesk *desk, AccordDelivery *delivery,
-								   AccordReplay *replay, TimestampTz now);
-
-/* ... and this one is not to be sent, but settled: TAKEN. */
-extern void accord_delivery_take(AccordDesk *desk, AccordDelivery *delivery);
-
-/* Who holds that lane of a replay, or NULL. */
-extern AccordDelivery *accord_desk_replayed(AccordDesk *desk,
-											uint64 order_hash);
-
-/* A new delivery, PHASE_NEW, known to nobody yet. */
-extern AccordDelivery *accord_delivery_create(AccordDesk *desk,
-											  AccordEndpoint *endpoint,
-											  const char *key);
-
-/* NEW: owed by memory alone, queued in the order of its key. */
-extern void accord_delivery_owe(AccordDesk *desk, AccordDelivery *delivery,
-								TimestampTz now);
-
-/* NEW: owed, but in no queue: TAKEN, to be settled as it is. */
-extern void accord_delivery_list(AccordDesk *desk, AccordDelivery *delivery,
-								 TimestampTz now);
-
-/*
- * NEW, made of the backlog's row: whoever looks for it finds it from now on.
- * version is its row's, 0 when there is none.
- */
-extern void accord_delivery_recall(AccordDesk *desk, AccordDelivery *delivery,
-								   int version);
-
-/* TAKEN or NEW: now an exception with a backlog row of this state. */
-extern void accord_delivery_except(AccordDesk *desk, AccordDelivery *delivery,
-								   AccordState state);
-
-/*
- * To PARKED, until due_at. One that is RETRYING holds its lane (behind another
- * that holds it, it is WAITING); a SCHEDULED one takes its turn when due.
- */
-extern void accord_delivery_park(AccordDesk *desk, AccordDelivery *delivery,
-								 TimestampTz due_at);
-
-/* To HELD; holds its lane (behind another that does, it is WAITING). */
-extern void accord_delivery_hold(AccordDesk *desk, AccordDelivery *delivery);
-
-/* Out of any queue, NEW again but for its lane: something is decided. */
-extern void accord_delivery_withdraw(AccordDesk *desk,
-									 AccordDelivery *delivery);
-
-/*
- * Forgets what waits at the end of an endpoint's queue and was never tried; it
- * will be read again, so nothing before what has passed already is forgotten.
- * Returns how many; *before is the point before them.
- */
-extern int	accord_endpoint_evict(AccordDesk *desk, AccordEndpoint *endpoint,
-								  AccordPoint *before);
-
 /* What lies up to here was settled, or has a row: not to be read again. */
 extern void accord_endpoint_pass(AccordEndpoint *endpoint, AccordPoint point);
-
-/* Forgets the events of what waits; each is read again when it is its turn. */
-extern void accord_endpoint_unload(AccordDesk *desk,
-								   AccordEndpoint *endpoint);
-
-/* PARKED, HELD or NEW: queued again; takes its turn in its lane. */
-extern void accord_delivery_queue(AccordDesk *desk, AccordDelivery *delivery);
-
-/* READY, WAITING or PARKED: TAKEN, to be settled without being sent. */
-extern void accord_delivery_claim(AccordDesk *desk, AccordDelivery *delivery);
-
-/*
- * Coalescing: a delivery enters its merge in the order of the log, and leaves
- * it. The newest of a merge; the next one after a delivery, which need not be
- * in it; NULL: none.
- */
-extern void accord_merge_enter(AccordDesk *desk, AccordDelivery *delivery);
-extern void accord_merge_leave(AccordDesk *desk, AccordDelivery *delivery);
-extern AccordDelivery *accord_merge_newest(AccordDesk *desk, uint64 hash);
-extern AccordDelivery *accord_merge_newer(AccordDesk *desk,
-										  AccordDelivery *delivery);
-
-/* TAKEN, but nothing was done with it: READY again, the first. */
-extern void accord_delivery_put_back(AccordDesk *desk,
-									 AccordDelivery *delivery);
-
-/* TAKEN, and not in flight any more: READY again, the last. */
-extern void accord_delivery_again(AccordDesk *desk, AccordDelivery *delivery);
-
-/*
- * TAKEN, but its turn has not come: PARKED until then. It keeps its lane, and
- * the position waits for it.
- */
-extern void accord_delivery_defer(AccordDesk *desk, AccordDelivery *delivery,
-								  TimestampTz until);
-
-/* What is retried is due now. */
-extern void accord_connection_retry(AccordDesk *desk,
-									AccordConnection *connection);
-
-/* Limits have changed: whoever waits at one asks again. */
-extern void accord_desk_release(AccordDesk *desk);
-
-/* TAKEN, and to wait for others to go with: its request slot is free. */
-extern void accord_delivery_uncount(AccordDesk *desk,
-									AccordDelivery *delivery);
-extern void accord_delivery_count(AccordDesk *desk, AccordDelivery *delivery);
-
-/* A TAKEN delivery's request slot is free again; answered: by its channel. */
-extern void accord_delivery_landed(AccordDesk *desk, AccordDelivery *delivery,
-								   bool answered);
-
-/* What was concluded about it is durable. */
-extern void accord_delivery_settled(AccordDesk *desk,
-									AccordDelivery *delivery);
-
-/* Settled for good, or only its row remains: forgets it, lets the next of its
- * key pass. */
-extern void accord_delivery_free(AccordDesk *desk, AccordDelivery *delivery);
-
-/* The next PARKED delivery by due_at, or NULL. */
-extern AccordDelivery *accord_desk_next_due(AccordDesk *desk);
-
-/*
- * Whether a gate lets one more through. Besides those in flight, what was
- * answered and is not committed yet counts: a crash repeats no more than twice
- * max_in_flight requests.
- */
-extern bool accord_gate_open(const AccordGate *gate);
-
-/* Whose turn it is: the next channel with something to send and room for it,
- * and its next connection. NULL: nobody's. */
-extern AccordHub *accord_desk_turn(AccordDesk *desk);
-extern AccordConnection *accord_hub_turn(AccordDesk *desk, AccordHub *hub);
-
-/* It has had its turn: after as many as its weight, it is the others'. */
-extern void accord_connection_served(AccordDesk *desk,
-									 AccordConnection *connection);
-
-/*
- * Puts a connection into its channel's round when it has something to send and
- * may; and the channel into the dispatcher's.
- */
-extern void accord_connection_rotate(AccordDesk *desk,
-									 AccordConnection *connection);
-
-/* Takes it out again. */
-extern void accord_connection_rest(AccordDesk *desk,
-								   AccordConnection *connection);
-
-/* The next READY delivery of a connection becomes TAKEN; NULL: none. */
-extern AccordDelivery *accord_connection_take(AccordDesk *desk,
-											  AccordConnection *connection);
-
-/* Out of its round until a time; at 0 it is woken now. */
-extern void accord_hub_sleep(AccordDesk *desk, AccordHub *hub,
-							 TimestampTz until);
-extern void accord_connection_sleep(AccordDesk *desk,
-									AccordConnection *connection,
-									TimestampTz until);
-
-/* Wakes all whose time has come. */
-extern void accord_desk_wake(AccordDesk *desk, TimestampTz now);
-
-/* When the next alarm rings; 0: none is set. */
-extern TimestampTz accord_desk_next_alarm(AccordDesk *desk);
 
 /* Keeps it in the active list as long as there is a reason. */
 extern void accord_endpoint_touch(AccordDesk *desk, AccordEndpoint *endpoint);

@@ -24,6 +24,7 @@
 #include "errand.h"
 #include "flow.h"
 #include "http.h"
+#include "round.h"
 
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
 static dlist_head away = DLIST_STATIC_INIT(away);

@@ -24,9 +24,11 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "delivery.h"
 #include "flow.h"
 #include "json.h"
 #include "request.h"
+#include "round.h"
 #include "template.h"
 
 #define MAX_EVENT_LIMITS 16		/* of one channel that are looked at */

@@ -36,6 +36,7 @@
 #include "coalesce.h"
 #include "control.h"
 #include "db.h"
+#include "delivery.h"
 #include "guc.h"
 #include "intake.h"
 #include "recovery.h"

@@ -19,7 +19,9 @@
 
 #include "assign.h"
 #include "db.h"
+#include "delivery.h"
 #include "flow.h"
+#include "owed.h"
 #include "recovery.h"
 #include "replay.h"
 #include "request.h"

@@ -11,7 +11,7 @@
  * Invariants
  *   - What is owed live is not owed twice: it is passed over.
  *   - Of one key one delivery of a replay is under way at a time, in the order
- *     of the log (endpoint.c, "order"), and none beside a live one.
+ *     of the log (lane.c, "order"), and none beside a live one.
  *   - In state mode a delivery is let go only when it is the latest of its kind
  *     (topic and coalesce template) that was ever owed here. First the log is
  *     scanned, to its live end, for the latest of each kind, as many kinds as
@@ -36,11 +36,15 @@
 #include "accord.h"
 #include "assign.h"
 #include "db.h"
+#include "delivery.h"
 #include "guc.h"
 #include "json.h"
+#include "lane.h"
+#include "owed.h"
 #include "replay.h"
 #include "replay_job.h"
 #include "request.h"
+#include "round.h"
 #include "routing.h"
 #include "settle.h"
 

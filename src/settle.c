@@ -31,6 +31,7 @@
 
 #include "accord.h"
 #include "db.h"
+#include "delivery.h"
 #include "fingerprint.h"
 #include "flow.h"
 #include "guc.h"
