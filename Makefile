@@ -2,6 +2,7 @@
 #
 # For users:       make && make install          (PG_CONFIG=... picks the PostgreSQL)
 # For developers:  make test       everything, in a private copy; nothing on the machine is touched
+#                  make test-majors   the same on 17, 18 and 19, in systems that debootstrap makes (root; 5 GB)
 #                  make lint       the house rules
 #                  make indent     formats src/ (make check-format only looks)
 #                  make bench      the measurements
@@ -53,6 +54,9 @@ pg_accord--1.0.sql: $(sort $(wildcard sql/[0-9]*.sql))
 test:
 	test/run
 
+test-majors:
+	test/majors
+
 demo:
 	examples/demo/run
 
@@ -68,4 +72,4 @@ indent:
 check-format:
 	test/indent --check
 
-.PHONY: all test demo bench lint indent check-format
+.PHONY: all test test-majors demo bench lint indent check-format
