@@ -6,6 +6,7 @@
 #                  make lint       the house rules
 #                  make indent     formats src/ (make check-format only looks)
 #                  make bench      the measurements
+#                  make chaos      minutes of everything that goes wrong, and an account of every event (root)
 #                  make demo       the demonstration
 # The install script is made of the parts in sql/, in the order of their numbers.
 
@@ -63,6 +64,9 @@ demo:
 bench:
 	test/bench/run
 
+chaos:
+	test/chaos/run
+
 lint: all
 	test/lint/run
 
@@ -72,4 +76,4 @@ indent:
 check-format:
 	test/indent --check
 
-.PHONY: all test test-majors demo bench lint indent check-format
+.PHONY: all test test-majors demo bench chaos lint indent check-format
