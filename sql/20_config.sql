@@ -86,7 +86,7 @@ CREATE TABLE accord.route (
     CONSTRAINT quiet_within_quiet_max CHECK (quiet_max >= quiet),
     CONSTRAINT quiet_max_needs_quiet CHECK (quiet IS NOT NULL OR quiet_max IS NULL)
 );
-CREATE INDEX route_channel ON accord.route (channel);
+CREATE UNIQUE INDEX route_channel ON accord.route (channel, id);
 
 -- secret: what a channel's or an account's auth names. Nobody but the worker reads the value.
 CREATE TABLE accord.secret (

@@ -23,6 +23,7 @@ $$;
 --   outcome        what was concluded (README, "Outcomes")
 --   sent           how far the request got: no (not sent), unknown (sent, no answer), yes (answered)
 --   replay         the replay that it was a part of
+--   rule           the rule that decided; null: a built-in one
 CREATE TABLE accord.attempt_log (
     seq bigint NOT NULL,
     recorded_at timestamptz NOT NULL,
@@ -38,7 +39,8 @@ CREATE TABLE accord.attempt_log (
     error text,
     response text,
     request_id text,
-    replay bigint
+    replay bigint,
+    rule bigint
 ) PARTITION BY LIST (slot);
 
 -- backlog_log: the states a delivery passed through once it became an exception; the highest version counts.
@@ -166,6 +168,7 @@ COMMENT ON TABLE accord.attempt_log IS 'one row per attempt, and per event settl
 COMMENT ON COLUMN accord.attempt_log.outcome IS 'delivered, retry, retry_after, rejected, unauthorized, unreachable, timeout, stalled, cut_off, invalid, skipped, superseded, expired, discarded or lost';
 COMMENT ON COLUMN accord.attempt_log.sent IS 'no: nothing left, safe to repeat; unknown: sent, no complete answer; yes: answered';
 COMMENT ON COLUMN accord.attempt_log.response IS 'the beginning of an answer that was not a success';
+COMMENT ON COLUMN accord.attempt_log.rule IS 'the row of accord.rule that decided; null: a built-in rule';
 COMMENT ON COLUMN accord.attempt_log.account IS 'the account; empty for the channel''s own endpoint';
 COMMENT ON TABLE accord.backlog_log IS 'the states a delivery passed through once it became an exception; the highest version counts: see accord.backlog';
 COMMENT ON TABLE accord.endpoint_log IS 'changes of an endpoint''s state: its circuit breaker (open, half_open, closed), throttled by the server, paused and resumed by somebody';

@@ -3,7 +3,7 @@
 CREATE VIEW accord.attempt AS
     SELECT a.recorded_at, e.event_id, e.topic, e.key, a.channel, nullif(a.account, '') AS account, a.attempt,
            a.outcome, a.status, a.sent, a.duration_ms, a.error, a.response, a.request_id, a.seq, a.ord,
-           a.replay
+           a.replay, a.rule
     FROM accord.attempt_log a
     LEFT JOIN accord.commit_log c ON c.seq = a.seq
     LEFT JOIN accord.event_log e ON e.slot = c.slot AND e.tx_id = c.tx_id AND e.ord = a.ord;
@@ -24,7 +24,7 @@ CREATE VIEW accord.timeline AS
         SELECT c.committed_at, NULL, NULL, 'committed', NULL, NULL, NULL, 'seq ' || c.seq
         UNION ALL
         SELECT a.recorded_at, a.channel, nullif(a.account, ''), a.outcome, a.attempt, a.status, a.duration_ms,
-               pg_catalog.concat_ws(' | ', 'replay ' || a.replay, a.error, a.response)
+               pg_catalog.concat_ws(' | ', 'replay ' || a.replay, 'rule ' || a.rule, a.error, a.response)
         FROM accord.attempt_log a WHERE a.seq = c.seq AND a.ord = e.ord
         UNION ALL
         SELECT b.recorded_at, b.channel, nullif(b.account, ''), b.state, b.attempts, NULL, NULL,

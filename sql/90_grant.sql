@@ -59,6 +59,7 @@ BEGIN
                    'accord.check_consistency(bigint, bytea, bigint, bytea, bytea[]), '
                    'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb) TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.rule TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.claims, accord.claim_resource TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.captured, accord.captured_shape, accord.captured_baseline TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), accord.captured_id(regclass), '
@@ -99,6 +100,8 @@ BEGIN
                    'accord.replay(text, timestamptz, timestamptz, text, text, text, text, text[], regclass, double precision, text), '
                    'accord.replay(text, bigint, bigint, text, text, text, text, text[], regclass, double precision, text) TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.channel, accord.account, accord.route, accord.rate_limit, accord.consumer TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.rule TO %s', role);
+    EXECUTE format('GRANT USAGE ON SEQUENCE accord.rule_id_seq TO %s', role);
     EXECUTE format('GRANT INSERT (log, function, owner, enabled, description), UPDATE (log, function, owner, enabled, '
                    'description), DELETE ON accord.archive TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.secret TO %s', role);

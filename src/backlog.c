@@ -202,6 +202,7 @@ form_attempt(const void *rows, int i, Relation rel, int slot,
 	add_text(&row, from->response);
 	add_text(&row, from->request_id);
 	add_int64(&row, from->replay, from->replay == 0);
+	add_int64(&row, from->rule, from->rule == 0);
 	return finish_row(&row, rel);
 }
 

@@ -64,6 +64,7 @@ typedef struct AccordAttemptRow
 	int			attempt;
 	double		duration_ms;	/* negative: null */
 	int			status;			/* 0: null */
+	int64		rule;			/* 0: a built-in one */
 	const char *channel;
 	const char *account;
 	const char *outcome;

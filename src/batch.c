@@ -20,7 +20,6 @@
 #include "postgres.h"
 
 #include "common/hashfn.h"
-#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -29,6 +28,7 @@
 #include "delivery.h"
 #include "flow.h"
 #include "json.h"
+#include "judge.h"
 #include "request.h"
 #include "round.h"
 #include "settle.h"
@@ -261,31 +261,6 @@ accord_batch_fail(AccordDesk *desk, AccordBatch *batch, bool transient,
 	accord_batch_free(batch);
 }
 
-/* The answer's body as JSON, NULL when it is none. */
-static Jsonb *
-parse_answer(const AccordHttpResponse *response)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	char	   *text = accord_json_clean(response->body, response->body_len,
-										 response->body_len);
-	Jsonb	   *volatile json = NULL;
-
-	if (response->truncated)
-		return NULL;
-	PG_TRY();
-	{
-		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-												  CStringGetDatum(text)));
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(caller);
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	return json;
-}
-
 /*
  * A value within a result, as text; an empty path is the result itself. NULL:
  * there is none.
@@ -331,36 +306,22 @@ find_result(JsonbValue *items, const AccordRoute *route, int i,
 	return NULL;
 }
 
-/* What a result says about its item. */
-static AccordOutcome
+/* What a result says about its item: by its route's paths, and by rules. */
+static AccordJudgement
 judge_result(JsonbValue *result, const AccordRoute *route,
-			 const AccordHttpResponse *response, const char **error)
+			 const AccordHttpResponse *response)
 {
-	char	   *status;
-	char	   *message;
+	char	   *status = NULL;
+	char	   *message = NULL;
 
 	if (result == NULL)
-	{
-		*error = "the answer tells nothing about this event";
-		return ACCORD_OUTCOME_RETRY;
-	}
+		return accord_judge_item(route, response, NULL, 0, NULL);
 	message = value_at(result, route->batch_item_error);
 	status = value_at(result, route->batch_item_status);
 	if (message != NULL && strcmp(message, "false") == 0)
 		message = NULL;
-	if (status != NULL)
-	{
-		AccordResult item = response->result;
-		AccordOutcome outcome;
-
-		item.status = atoi(status);
-		outcome = accord_retry_outcome(&item);
-		*error = outcome == ACCORD_OUTCOME_DELIVERED ? NULL :
-			message ? message : psprintf("item status %s", status);
-		return outcome;
-	}
-	*error = message;
-	return message ? ACCORD_OUTCOME_REJECTED : ACCORD_OUTCOME_DELIVERED;
+	return accord_judge_item(route, response, JsonbValueToJsonb(result),
+							 status ? atoi(status) : 0, message);
 }
 
 /* Each member by its own result. */
@@ -369,20 +330,19 @@ respond_by_item(AccordBatch *batch, const AccordRoute *route,
 				const AccordAccount *account,
 				const AccordHttpResponse *response, TimestampTz now)
 {
-	Jsonb	   *answer = parse_answer(response);
+	Jsonb	   *answer = accord_judge_json(response);
 	JsonbValue *items = answer ? accord_json_path(answer, route->batch_items) :
 	NULL;
 	AccordDelivery *delivery;
 
 	for (int i = 0; (delivery = pop_member(batch)) != NULL; i++)
 	{
-		const char *error = NULL;
 		char	   *name = accord_request_expand(route->batch_id, route, account,
 												 delivery->event);
 		JsonbValue *result = find_result(items, route, i, name);
-		AccordOutcome outcome = judge_result(result, route, response, &error);
+		AccordJudgement judgement = judge_result(result, route, response);
 
-		accord_settle_item(delivery, response, outcome, error, now);
+		accord_settle_judged(delivery, response, &judgement, now);
 	}
 }
 
@@ -391,20 +351,24 @@ accord_batch_respond(AccordDesk *desk, AccordBatch *batch,
 					 const AccordRoute *route, const AccordAccount *account,
 					 const AccordHttpResponse *response, TimestampTz now)
 {
-	AccordOutcome outcome = accord_retry_outcome(&response->result);
+	AccordJudgement judgement = route == NULL ?
+	accord_judge_plain(response) :
+	accord_judge_answer(route->channel, route, response);
+	bool		by_item = route != NULL && route->batch_items != NULL;
 	AccordDelivery *delivery;
 	int			n = batch->n;
 
-	if (outcome == ACCORD_OUTCOME_DELIVERED && route != NULL &&
-		route->batch_items != NULL)
+	if (judgement.per_item && !by_item)
+		judgement = accord_judge_plain(response);
+	if (judgement.outcome == ACCORD_OUTCOME_DELIVERED && by_item)
 		respond_by_item(batch, route, account, response, now);
 	while ((delivery = pop_member(batch)) != NULL)
 	{
-		if (outcome == ACCORD_OUTCOME_REJECTED && n > 1)
+		if (judgement.outcome == ACCORD_OUTCOME_REJECTED && n > 1)
 			accord_settle_again(delivery, response, (n + 1) / 2,
 								psprintf("refused with a batch of %d", n), now);
 		else
-			accord_settle_response(delivery, response, now);
+			accord_settle_judged(delivery, response, &judgement, now);
 	}
 	accord_batch_free(batch);
 }

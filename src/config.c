@@ -73,7 +73,7 @@ static const char *keys_fault = NULL;	/* why there are none */
 static int64 generations = 0;
 
 static const char *const tables[] = {
-	"channel", "account", "route", "secret", "rate_limit", "paused"
+	"channel", "account", "route", "secret", "rate_limit", "paused", "rule"
 };
 
 static const char *const op_words[] = {
@@ -579,6 +579,79 @@ load_limits(AccordConfig *config)
 	}
 }
 
+/* The conditions on headers: their names and patterns. */
+static void
+load_rule_headers(AccordRule *rule, Jsonb *headers)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&headers->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	rule->headers = palloc0(Max(JB_ROOT_COUNT(headers), 1) *
+							sizeof(AccordRuleHeader));
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			rule->headers[rule->n_headers].name = accord_json_text(&value);
+		else if (token == WJB_VALUE)
+			rule->headers[rule->n_headers++].pattern = accord_json_text(&value);
+	}
+}
+
+/* A jsonpath, or NULL. */
+static void *
+column_path(int row, const char *name)
+{
+	bool		isnull;
+	Datum		value = column(row, name, &isnull);
+
+	return isnull ? NULL : PG_DETOAST_DATUM_COPY(value);
+}
+
+static AccordRule *
+load_rule(int row)
+{
+	AccordRule *rule = palloc0(sizeof(AccordRule));
+	char	   *status = column_text(row, "status");
+	bool		isnull;
+
+	rule->id = column_int64(row, "id");
+	rule->route = column_int64(row, "route");
+	rule->item = column_bool(row, "item");
+	accord_rule_transport(column_text(row, "transport"), &rule->transport);
+	if (status != NULL)
+		rule->n_ranges = accord_rule_status(status, rule->ranges);
+	load_rule_headers(rule, column_json(row, "headers"));
+	rule->body = column_path(row, "body");
+	rule->error = column_path(row, "error");
+	rule->outcome = accord_rule_outcome(column_text(row, "outcome"));
+	(void) column(row, "pause", &isnull);
+	rule->pause_ms = isnull ? -1 : column_ms(row, "pause");
+	return rule;
+}
+
+static void
+load_rules(AccordConfig *config)
+{
+	uint64		n = run_query("SELECT t.* FROM accord.rule t WHERE t.enabled "
+							  "ORDER BY t.channel, t.position, t.id",
+							  config->context);
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		AccordChannel *channel =
+		accord_config_channel(config, column_text(i, "channel"));
+
+		if (channel == NULL)
+			continue;
+		channel->rules = channel->rules == NULL ?
+			palloc(sizeof(AccordRule *)) :
+			repalloc(channel->rules, (channel->n_rules + 1) *
+					 sizeof(AccordRule *));
+		channel->rules[channel->n_rules++] = load_rule(i);
+	}
+}
+
 static void
 load_pauses(AccordConfig *config)
 {
@@ -641,6 +714,7 @@ load_config(AccordConfig *config)
 	load_accounts(config);
 	load_routes(config);
 	load_limits(config);
+	load_rules(config);
 	load_pauses(config);
 	SPI_finish();
 	accord_secret_forget(keys);
@@ -737,39 +811,10 @@ accord_config_route(AccordChannel *channel, int64 id)
 	return NULL;
 }
 
-/*
- * The greedy glob: on a mismatch the last star takes one character more.
- * Earlier stars never need to be tried again, so this is O(pattern * topic).
- */
 bool
 accord_config_topic_match(const char *pattern, const char *topic)
 {
-	const char *star = NULL;
-	const char *resume = NULL;
-
-	while (*topic != '\0')
-	{
-		if (*pattern == '*')
-		{
-			star = ++pattern;
-			resume = topic;
-		}
-		else if (*pattern == *topic)
-		{
-			pattern++;
-			topic++;
-		}
-		else if (star != NULL)
-		{
-			pattern = star;
-			topic = ++resume;
-		}
-		else
-			return false;
-	}
-	while (*pattern == '*')
-		pattern++;
-	return *pattern == '\0';
+	return accord_rule_glob(pattern, topic);
 }
 
 bool

@@ -11,6 +11,7 @@
 #include "breaker.h"
 #include "http.h"
 #include "limit.h"
+#include "rule.h"
 #include "utils/hsearch.h"
 #include "utils/jsonb.h"
 
@@ -63,6 +64,8 @@ typedef struct AccordChannel
 	AccordPause *pause;			/* NULL: it is not */
 	AccordLimit **limits;
 	int			n_limits;
+	AccordRule **rules;			/* enabled ones by (position, id) */
+	int			n_rules;
 	int			connect_timeout_ms;
 	int			timeout_ms;
 	int			stall_timeout_s;
@@ -129,7 +132,7 @@ typedef struct AccordRoute
 typedef struct AccordConfig
 {
 	MemoryContext context;
-	Oid			relids[6];		/* of the tables it was read from */
+	Oid			relids[7];		/* of the tables it was read from */
 	HTAB	   *accounts;		/* by channel and name */
 	AccordChannel **channels;
 	int			n_channels;

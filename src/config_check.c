@@ -814,6 +814,50 @@ check_rate_limit(RowCheck *check)
 	check_template(check->table, "bucket", get_text(check, "bucket"));
 }
 
+/* Header conditions: names, and patterns that are strings. */
+static void
+check_rule_headers(Jsonb *headers)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	bool		right = JB_ROOT_IS_OBJECT(headers);
+
+	iterator = JsonbIteratorInit(&headers->root);
+	while (right &&
+		   (token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			right = is_token(pnstrdup(value.val.string.val,
+									  value.val.string.len));
+		else if (token == WJB_VALUE)
+			right = value.type == jbvString;
+	}
+	if (!right)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("headers of accord.rule are not names and patterns"),
+				 errhint("Write '{\"X-Error-Code\": \"THROTTLED*\"}'; * stands "
+						 "for any run of characters.")));
+}
+
+static void
+check_rule(RowCheck *check)
+{
+	AccordStatusRange ranges[ACCORD_RULE_RANGES];
+	char	   *status = get_text(check, "status");
+
+	if (status != NULL && accord_rule_status(status, ranges) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("status \"%s\" of accord.rule is not a list of "
+						"statuses", status),
+				 errhint("Write 409, 4xx, 200-299, or at most %d of them with "
+						 "commas between; null for any.",
+						 ACCORD_RULE_RANGES)));
+	check_rule_headers(get_json(check, "headers"));
+}
+
 static const struct
 {
 	const char *table;
@@ -825,7 +869,8 @@ static const struct
 	{"route", check_route, {"topic", "method", "path", "headers",
 	"content_type", "mode"}},
 	{"secret", check_secret, {"name", "value"}},
-	{"rate_limit", check_rate_limit, {"channel", "bucket"}}
+	{"rate_limit", check_rate_limit, {"channel", "bucket"}},
+	{"rule", check_rule, {"channel", "headers", "outcome"}}
 };
 
 /* Whether NOT NULL will be violated: PostgreSQL says that better. */

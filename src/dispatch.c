@@ -40,6 +40,7 @@
 #include "utils/wait_event.h"
 
 #include "accord.h"
+#include "answer.h"
 #include "assign.h"
 #include "batch.h"
 #include "coalesce.h"
@@ -624,7 +625,7 @@ land(TimestampTz now)
 		if (delivery->batch != NULL)
 			land_batch(delivery, response, now);
 		else
-			accord_settle_response(delivery, response, now);
+			accord_answer_land(desk, delivery, response, now);
 		if (accord_settle_full())
 			settle(now);
 	}

@@ -57,6 +57,7 @@ typedef struct AccordHttpResponse
 	bool		truncated;
 	const char *request_id;		/* X-Request-Id or Request-Id of the answer,
 								 * or NULL */
+	void	   *transfer;		/* http.c's; NULL: none was made */
 } AccordHttpResponse;
 
 /*
@@ -93,6 +94,13 @@ extern char *accord_http_check_request(const AccordHttpRequest *request);
  */
 extern bool accord_http_header_reserved(const char *name, size_t len,
 										bool credential);
+
+/*
+ * A header of the answer, the first of that name, or NULL; valid until the next
+ * look-up.
+ */
+extern const char *accord_http_answer_header(const AccordHttpResponse *response,
+											 const char *name);
 
 /* The next finished transfer, or NULL. */
 extern AccordHttpResponse *accord_http_next(void);

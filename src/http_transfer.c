@@ -620,6 +620,15 @@ find_answer_header(AccordTransfer *transfer, const char *name)
 	return header->value;
 }
 
+const char *
+accord_http_answer_header(const AccordHttpResponse *response,
+						  const char *name)
+{
+	if (response->transfer == NULL || response->result.status == 0)
+		return NULL;
+	return find_answer_header(response->transfer, name);
+}
+
 static const char *
 find_request_id(AccordTransfer *transfer)
 {
@@ -692,6 +701,7 @@ accord_http_transfer_respond(AccordTransfer *transfer,
 	memset(response, 0, sizeof(AccordHttpResponse));
 	response->owner = transfer->owner;
 	response->errand = transfer->errand;
+	response->transfer = transfer;
 	fill_result(transfer, &response->result);
 	fill_hint(transfer, &response->hint);
 	response->duration_ms = transfer->ended - transfer->started;

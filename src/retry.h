@@ -43,6 +43,7 @@ typedef enum AccordOutcome
 	ACCORD_OUTCOME_TIMEOUT,
 	ACCORD_OUTCOME_STALLED,
 	ACCORD_OUTCOME_CUT_OFF,
+	ACCORD_OUTCOME_UNCLEAR,		/* a rule: it may or may not have been done */
 	ACCORD_OUTCOME_INVALID,		/* poison: no request could be made of it */
 	ACCORD_OUTCOME_SKIPPED,		/* there was nothing to send */
 	ACCORD_OUTCOME_SUPERSEDED,	/* a newer one of its kind goes instead */

@@ -403,23 +403,13 @@ judge(AccordDelivery *delivery, AccordOutcome outcome, AccordSent sent,
 								(now - delivery->attempted_at) / 1000);
 }
 
-/* What goes into "error": the transfer's, else the status in words. */
-static const char *
-response_error(const AccordHttpResponse *response, AccordOutcome outcome)
-{
-	if (response->error != NULL || outcome == ACCORD_OUTCOME_DELIVERED)
-		return response->error;
-	return psprintf("HTTP status %d", response->result.status);
-}
-
 void
 accord_settle_response(AccordDelivery *delivery,
 					   const AccordHttpResponse *response, TimestampTz now)
 {
-	AccordOutcome outcome = accord_retry_outcome(&response->result);
+	AccordJudgement judgement = accord_judge_plain(response);
 
-	accord_settle_item(delivery, response, outcome,
-					   response_error(response, outcome), now);
+	accord_settle_judged(delivery, response, &judgement, now);
 }
 
 void
@@ -437,21 +427,35 @@ accord_settle_again(AccordDelivery *delivery,
 	add_settlement(delivery, SEQUEL_AGAIN);
 }
 
-void
-accord_settle_item(AccordDelivery *delivery,
-				   const AccordHttpResponse *response, AccordOutcome outcome,
-				   const char *error, TimestampTz now)
+/* Whether it was asked too early, which is no attempt. */
+static bool
+is_no_attempt(const AccordHttpResponse *response,
+			  const AccordJudgement *judgement)
 {
+	if (judgement->rule != 0)
+		return judgement->outcome == ACCORD_OUTCOME_RETRY_AFTER;
+	return response->result.status == HTTP_TOO_MANY_REQUESTS;
+}
+
+void
+accord_settle_judged(AccordDelivery *delivery,
+					 const AccordHttpResponse *response,
+					 const AccordJudgement *judgement, TimestampTz now)
+{
+	AccordHttpResponse told = *response;
+	const char *error = judgement->error;
 	AccordVerdict verdict;
 
 	if (error != NULL)
 		error = accord_json_clean(error, strlen(error), 1000);
-	add_attempt(delivery, outcome, response, error, now);
-	if (response->result.status == HTTP_TOO_MANY_REQUESTS)
-		delivery->attempts--;	/* asked too early: that was none */
-	verdict = judge(delivery, outcome, accord_retry_sent(&response->result),
-					now);
-	conclude(delivery, outcome, verdict, response, error, now);
+	if (judgement->pause_ms >= 0)
+		told.result.retry_after_ms = judgement->pause_ms;
+	add_attempt(delivery, judgement->outcome, response, error, now);
+	batch.attempts[batch.n_attempts - 1].rule = judgement->rule;
+	if (is_no_attempt(response, judgement))
+		delivery->attempts--;
+	verdict = judge(delivery, judgement->outcome, judgement->sent, now);
+	conclude(delivery, judgement->outcome, verdict, &told, error, now);
 }
 
 void

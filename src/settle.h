@@ -7,6 +7,7 @@
 #define ACCORD_SETTLE_H
 
 #include "endpoint.h"
+#include "judge.h"
 #include "request.h"
 
 extern void accord_settle_init(AccordDesk *desk);
@@ -16,14 +17,11 @@ extern void accord_settle_response(AccordDelivery *delivery,
 								   const AccordHttpResponse *response,
 								   TimestampTz now);
 
-/*
- * The same for a member of a batch, whose answer says that of it. error is
- * for people, NULL: none.
- */
-extern void accord_settle_item(AccordDelivery *delivery,
-							   const AccordHttpResponse *response,
-							   AccordOutcome outcome, const char *error,
-							   TimestampTz now);
+/* The same, where more than its status says what it means. */
+extern void accord_settle_judged(AccordDelivery *delivery,
+								 const AccordHttpResponse *response,
+								 const AccordJudgement *judgement,
+								 TimestampTz now);
 
 /*
  * A TAKEN member of a batch that was refused, or could not be made (response

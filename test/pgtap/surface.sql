@@ -32,10 +32,10 @@ INSERT INTO expected VALUES
         null default true, failures integer not null default 0, failed_at timestamptz, error text, description text'),
     ('attempt', 'recorded_at timestamptz, event_id uuid, topic text, key text, channel text, account text, attempt
         integer, outcome text, status smallint, sent text, duration_ms real, error text, response text,
-        request_id text, seq bigint, ord integer, replay bigint'),
+        request_id text, seq bigint, ord integer, replay bigint, rule bigint'),
     ('attempt_log', 'seq bigint not null, recorded_at timestamptz not null, ord integer not null, attempt integer not
         null, duration_ms real, slot smallint not null, status smallint, channel text not null, account
-        text not null, outcome text not null, sent text, error text, response text, request_id text, replay bigint'),
+        text not null, outcome text not null, sent text, error text, response text, request_id text, replay bigint, rule bigint'),
     ('backlog', 'seq bigint, ord integer, channel text, account text, key text, state text, attempts integer,
         owed_since timestamptz, attempted_at timestamptz, due_at timestamptz, since timestamptz, error
         text, route bigint, decided_by bigint, tx_id bigint, event_slot smallint, version integer, priority smallint, replay bigint'),
@@ -124,6 +124,10 @@ INSERT INTO expected VALUES
         null, newest timestamptz not null, bytes bigint not null, archived_at timestamptz, truncated_at timestamptz'),
     ('ring', 'log text, slot smallint, is_current boolean, bytes bigint, estimated_rows bigint, first_seq bigint, last_seq
         bigint, oldest timestamptz, newest timestamptz, needed_by text[], archived_at timestamptz'),
+    ('rule', 'id bigint not null identity, channel text not null, route bigint, position integer not null default 100,
+        enabled boolean not null default true, status text, headers jsonb not null default ''{}''::jsonb, body jsonpath,
+        transport text not null default ''answered''::text, item boolean not null default false, outcome text not null,
+        pause interval, error jsonpath, description text'),
     ('seal', 'size bigint not null, root bytea not null, sealed_at timestamptz not null, previous bigint, witness bigint'),
     ('seal_gap', 'first bigint not null, last bigint not null'),
     ('seal_node', 'level smallint not null, index bigint not null, hash bytea not null'),
@@ -198,7 +202,7 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
                 'managed_id_seq', 'conflict_seq', 'conflict_slot', 'clock_bound', 'clock_run',
                 'consumer_slot', 'key_slot', 'inbox_slot', 'consumer_id_seq', 'captured_id_seq',
                 'managed_id_seq', 'conflict_seq', 'conflict_slot', 'replay_job_id_seq', 'clock_bound', 'clock_run',
-                'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
+                'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq', 'rule_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
                              || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
@@ -368,7 +372,7 @@ SELECT is_empty($$SELECT t.typname FROM member m JOIN pg_type t ON t.oid = m.obj
                   WHERE m.classid = 'pg_type'::regclass AND t.typelem = 0 AND r.oid IS NULL
                     AND obj_description(t.oid, 'pg_type') IS NULL$$, 'every type has a comment');
 SELECT is_empty($$SELECT r.name, a.attname FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
-                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'rate_limit', 'secret', 'source') AND a.attname NOT IN
+                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'rate_limit', 'rule', 'secret', 'source') AND a.attname NOT IN
                         ('id', 'name', 'description', 'updated_at') AND col_description(r.oid, a.attnum) IS NULL$$,
                 'every column that users fill in has a comment');
 
@@ -435,6 +439,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['ring_slots', 'verify', 'proof', 'consistency', 'check_proof', 'check_consistency']),
               'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['seal', 'seal_node', 'seal_gap']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['rule']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['claims', 'claim_resource']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
@@ -445,9 +450,10 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                                   'state_before', 'state_after', 'diff_seq', 'seq_of', 'equality']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may
-    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'consumer', 'secret', 'source', 'idempotency_scope']) t,
+    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'rule', 'consumer', 'secret', 'source', 'idempotency_scope']) t,
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
     UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE'), ('consumer_id_seq', 'USAGE')
+    UNION VALUES ('rule_id_seq', 'USAGE')
     UNION VALUES ('archive', 'DELETE'), ('erase', 'EXECUTE')
     UNION SELECT 'archive.' || c, p FROM unnest(ARRAY['log', 'function', 'owner', 'enabled', 'description']) c,
                                         unnest(ARRAY['INSERT', 'UPDATE']) p

@@ -180,7 +180,8 @@ test_words(void)
 {
 	static const char *const words[] = {
 		"delivered", "retry", "retry_after", "rejected", "unauthorized",
-		"unreachable", "timeout", "stalled", "cut_off", "invalid", "skipped",
+		"unreachable", "timeout", "stalled", "cut_off", "unclear", "invalid",
+		"skipped",
 		"superseded", "expired", "discarded", "lost"
 	};
 	static const char *const sent_words[] = {"no", "unknown", "yes"};
