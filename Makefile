@@ -21,12 +21,13 @@ DATA = $(wildcard pg_accord--*--*.sql)
 CURL_CFLAGS := $(shell pkg-config --cflags libcurl 2>/dev/null || curl-config --cflags 2>/dev/null)
 CURL_LIBS := $(shell pkg-config --libs libcurl 2>/dev/null || curl-config --libs 2>/dev/null)
 CRYPTO_LIBS := $(shell pkg-config --libs libcrypto 2>/dev/null || echo -lcrypto)
+ZLIB_LIBS := $(shell pkg-config --libs zlib 2>/dev/null || echo -lz)
 
 PG_CPPFLAGS = $(CURL_CFLAGS)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
 # PostgreSQL 15 loads libraries RTLD_GLOBAL: without this a function of ours that is named like one of the server's is
 # replaced by it, inside our own library.
-SHLIB_LINK = $(CURL_LIBS) $(CRYPTO_LIBS) -Wl,-Bsymbolic-functions
+SHLIB_LINK = $(CURL_LIBS) $(CRYPTO_LIBS) $(ZLIB_LIBS) -Wl,-Bsymbolic-functions
 
 # These need a running server with shared_preload_libraries = 'pg_accord' and accord.dispatch = off; test/run makes one.
 REGRESS := $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))

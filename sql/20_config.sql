@@ -27,8 +27,15 @@ CREATE TABLE accord.channel (
     max_attempts integer NOT NULL DEFAULT 20 CHECK (max_attempts BETWEEN 1 AND 10000),
     max_age interval NOT NULL DEFAULT '1 day' CHECK (max_age BETWEEN interval '1 s' AND interval '1 year'),
     idempotency_header text DEFAULT 'Idempotency-Key',
+    idempotency_query text CHECK (idempotency_query <> ''),
+    idempotency_path text CHECK (idempotency_path <> ''),
+    idempotency_key text NOT NULL DEFAULT '{event_id}' CHECK (idempotency_key <> ''),
+    idempotency_max_length integer CHECK (idempotency_max_length BETWEEN 16 AND 1000),
+    idempotency_pattern text,
     idempotency_window interval CHECK (idempotency_window >= interval '1 s'),
     max_response integer NOT NULL DEFAULT 65536 CHECK (max_response BETWEEN 0 AND 67108864),
+    compress_above integer CHECK (compress_above >= 0),
+    probe_path text NOT NULL DEFAULT '',
     description text,
     CONSTRAINT retry_base_within_retry_cap CHECK (retry_base <= retry_cap),
     CONSTRAINT breaker_cooldown_within_breaker_cap CHECK (breaker_cooldown <= breaker_cap)
@@ -59,7 +66,12 @@ CREATE TABLE accord.route (
     method text NOT NULL DEFAULT 'POST' CHECK (method ~ '^[A-Z]{1,20}$'),
     path text NOT NULL DEFAULT '',
     headers jsonb NOT NULL DEFAULT '{}',
-    content_type text NOT NULL DEFAULT 'application/json',
+    body text NOT NULL DEFAULT 'json'
+        CHECK (body IN ('json', 'cloudevents', 'cloudevents-binary', 'form', 'xml', 'multipart', 'text', 'bytes', 'none')),
+    body_from text NOT NULL DEFAULT 'payload',
+    body_root text,
+    form_arrays text NOT NULL DEFAULT 'index' CHECK (form_arrays IN ('index', 'brackets', 'repeat')),
+    content_type text,
     mode text NOT NULL DEFAULT 'state' CHECK (mode IN ('state', 'command')),
     body_function text,
     ambiguous text NOT NULL DEFAULT 'hold' CHECK (ambiguous IN ('hold', 'retry')),
@@ -82,6 +94,9 @@ CREATE TABLE accord.route (
     description text,
     CONSTRAINT batch_only_in_state_mode_and_without_skip_unchanged
         CHECK (batch_size = 1 OR (mode = 'state' AND NOT skip_unchanged)),
+    CONSTRAINT batches_are_json_or_cloudevents
+        CHECK (batch_size = 1 OR batch_function IS NOT NULL OR body IN ('json', 'cloudevents')),
+    CONSTRAINT only_xml_has_a_root CHECK (body_root IS NULL OR body = 'xml'),
     CONSTRAINT batch_item_paths_need_batch_items CHECK (batch_items IS NOT NULL OR (batch_item_id IS NULL AND batch_item_status IS NULL AND batch_item_error IS NULL)),
     CONSTRAINT quiet_within_quiet_max CHECK (quiet_max >= quiet),
     CONSTRAINT quiet_max_needs_quiet CHECK (quiet IS NOT NULL OR quiet_max IS NULL)
@@ -169,6 +184,14 @@ CREATE FUNCTION accord.expand(template text, variables jsonb) RETURNS text
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'accord_expand';
 COMMENT ON FUNCTION accord.expand(text, jsonb) IS 'expands an RFC 6570 URI template (levels 1 to 3, and the prefix and explode modifiers), as paths and headers of a route do';
 
+CREATE FUNCTION accord.encode_form(value jsonb, arrays text DEFAULT 'index') RETURNS text
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'accord_encode_form_sql';
+COMMENT ON FUNCTION accord.encode_form(jsonb, text) IS 'an object as application/x-www-form-urlencoded, as routes with body form send it; arrays: index (a[0]=x), brackets (a[]=x) or repeat (a=x)';
+
+CREATE FUNCTION accord.encode_xml(value jsonb, root text DEFAULT NULL) RETURNS text
+    LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'accord_encode_xml_sql';
+COMMENT ON FUNCTION accord.encode_xml(jsonb, text) IS 'jsonb as an XML document, as routes with body xml send it; root: its element, else the value''s only member';
+
 -- What is said, as a hint, to whoever violates a constraint whose expression does not say it plainly.
 COMMENT ON CONSTRAINT channel_name_check ON accord.channel IS 'Use at most 63 letters, digits, "_", "-" and "."; the first a letter, a digit or "_".';
 COMMENT ON CONSTRAINT channel_ordering_check ON accord.channel IS 'Use key or none.';
@@ -177,6 +200,10 @@ COMMENT ON CONSTRAINT account_name_check ON accord.account IS 'Use 1 to 255 char
 COMMENT ON CONSTRAINT account_vars_check ON accord.account IS 'Give a JSON object; templates name its members vars.NAME.';
 COMMENT ON CONSTRAINT route_topic_check ON accord.route IS 'Give a pattern such as "rate.*"; "*" alone takes every topic.';
 COMMENT ON CONSTRAINT route_method_check ON accord.route IS 'Use POST, PUT, PATCH, DELETE or GET.';
+COMMENT ON CONSTRAINT route_body_check ON accord.route IS 'Use json, cloudevents, cloudevents-binary, form, xml, multipart, text, bytes or none.';
+COMMENT ON CONSTRAINT route_form_arrays_check ON accord.route IS 'Use index (a[0]=x), brackets (a[]=x) or repeat (a=x).';
+COMMENT ON CONSTRAINT batches_are_json_or_cloudevents ON accord.route IS 'Give a batch_function, body json or cloudevents, or a batch_size of 1.';
+COMMENT ON CONSTRAINT only_xml_has_a_root ON accord.route IS 'Set body to xml, too, or body_root to null.';
 COMMENT ON CONSTRAINT route_mode_check ON accord.route IS 'Use state or command.';
 COMMENT ON CONSTRAINT route_ambiguous_check ON accord.route IS 'Use hold or retry.';
 COMMENT ON CONSTRAINT route_when_dead_check ON accord.route IS 'Use continue or hold.';
@@ -210,9 +237,16 @@ COMMENT ON COLUMN accord.channel.retry_base IS 'upper bound of the first delay; 
 COMMENT ON COLUMN accord.channel.retry_cap IS 'upper bound of every delay';
 COMMENT ON COLUMN accord.channel.max_attempts IS 'then a delivery becomes a dead letter';
 COMMENT ON COLUMN accord.channel.max_age IS 'a delivery that fails when it is older than this becomes a dead letter';
-COMMENT ON COLUMN accord.channel.idempotency_header IS 'the header that carries event_id; null: the channel honours none, so commands are never repeated blindly';
+COMMENT ON COLUMN accord.channel.idempotency_header IS 'the header that carries the idempotency key; when this, idempotency_query and idempotency_path are null, the channel honours none, and commands are never repeated blindly';
+COMMENT ON COLUMN accord.channel.idempotency_query IS 'the parameter of the URL that carries it';
+COMMENT ON COLUMN accord.channel.idempotency_path IS 'where in the body it is: a dotted path, such as idempotency_key or, of GraphQL, variables.key';
+COMMENT ON COLUMN accord.channel.idempotency_key IS 'a template over the event: what the key is';
+COMMENT ON COLUMN accord.channel.idempotency_max_length IS 'a key of more characters is replaced by a hash of it; null: of any length';
+COMMENT ON COLUMN accord.channel.idempotency_pattern IS 'a regular expression: a key that does not match is replaced by a hash of it; null: any of visible ASCII matches';
 COMMENT ON COLUMN accord.channel.idempotency_window IS 'how long the channel remembers a key; null: for ever';
-COMMENT ON COLUMN accord.channel.max_response IS 'bytes of an answer that are read';
+COMMENT ON COLUMN accord.channel.max_response IS 'bytes of an answer, decompressed, that are read';
+COMMENT ON COLUMN accord.channel.compress_above IS 'a body of more bytes is sent compressed (gzip) when it gains by it; null: none is';
+COMMENT ON COLUMN accord.channel.probe_path IS 'a template over the account: what accord.probe() asks for';
 COMMENT ON TABLE accord.account IS 'one customer''s connection to a channel; null columns are inherited';
 COMMENT ON COLUMN accord.account.channel IS 'the channel';
 COMMENT ON COLUMN accord.account.name IS 'what events give as their account';
@@ -231,7 +265,11 @@ COMMENT ON COLUMN accord.route.enabled IS 'false: as if it were not there';
 COMMENT ON COLUMN accord.route.method IS 'of the request; GET, HEAD and DELETE carry no body unless a function makes one';
 COMMENT ON COLUMN accord.route.path IS 'a URI template (RFC 6570) over the event';
 COMMENT ON COLUMN accord.route.headers IS 'headers besides the channel''s: an object of templates';
-COMMENT ON COLUMN accord.route.content_type IS 'of the body';
+COMMENT ON COLUMN accord.route.body IS 'what the body is: json, cloudevents (structured), cloudevents-binary, form, xml, multipart, text, bytes (from base64) or none';
+COMMENT ON COLUMN accord.route.body_from IS 'what it is made of: a variable, as templates name them, such as payload.text';
+COMMENT ON COLUMN accord.route.body_root IS 'the element of an XML document; null: its content is an object of one member, which is it';
+COMMENT ON COLUMN accord.route.form_arrays IS 'how a form names the elements of an array: index, brackets or repeat';
+COMMENT ON COLUMN accord.route.content_type IS 'of the body; null: what body says';
 COMMENT ON COLUMN accord.route.mode IS 'state: only the latest matters, repeated freely; command: every one counts once';
 COMMENT ON COLUMN accord.route.body_function IS 'FUNCTION f(accord.event_log) RETURNS accord.http_request; null: the body is the payload';
 COMMENT ON COLUMN accord.route.ambiguous IS 'of a command sent without an answer: hold (a person decides) or retry';

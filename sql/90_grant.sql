@@ -25,7 +25,7 @@ CREATE FUNCTION accord.grant_writer(role regrole) RETURNS void
 BEGIN
     PERFORM accord.check_role(role);
     EXECUTE format('GRANT INSERT, SELECT ON accord.outbox TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.expand(text, jsonb), '
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.expand(text, jsonb), accord.encode_form(jsonb, text), accord.encode_xml(jsonb, text), '
                    'accord.receive(text, text, text, text, jsonb, timestamptz, numeric, text, regclass, text, jsonb), '
                    'accord.receive_batch(text, jsonb) TO %s', role);
     -- those two look at the table's owner; what accord.once() runs is run as the caller
@@ -58,7 +58,7 @@ BEGIN
                    'accord.check_proof(bigint, bigint, bytea, bytea[], bytea), '
                    'accord.check_consistency(bigint, bytea, bigint, bytea, bytea[]), '
                    'accord.read(bigint, integer), '
-                   'accord.expand(text, jsonb) TO %s', role);
+                   'accord.expand(text, jsonb), accord.encode_form(jsonb, text), accord.encode_xml(jsonb, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.rule TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.claims, accord.claim_resource TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.captured, accord.captured_shape, accord.captured_baseline TO %s', role);

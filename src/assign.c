@@ -69,7 +69,7 @@ configure_connection(AccordDesk *desk, AccordConnection *connection)
 	connection->policy.cap_ms = channel->retry_cap_ms;
 	connection->policy.max_attempts = channel->max_attempts;
 	connection->policy.max_age_ms = channel->max_age_ms;
-	connection->policy.keyed = channel->idempotency_header != NULL;
+	connection->policy.keyed = channel->keyed;
 	connection->policy.window_ms = channel->idempotency_window_ms;
 	connection->policy.hold_dead = false;
 	accord_flow_configure(connection, channel, account);

@@ -275,10 +275,37 @@ load_auth(int row, AccordAuth *auth)
 	load_secret(row, auth);
 }
 
+/* Where a channel takes an idempotency key, and of what form. */
+static void
+load_key(AccordChannel *channel, int row)
+{
+	channel->idempotency_header = column_text(row, "idempotency_header");
+	channel->idempotency_query = column_text(row, "idempotency_query");
+	channel->idempotency_path = column_text(row, "idempotency_path");
+	channel->keyed = channel->idempotency_header != NULL ||
+		channel->idempotency_query != NULL ||
+		channel->idempotency_path != NULL;
+	channel->idempotency_window_ms = column_ms(row, "idempotency_window");
+	channel->idempotency_key = column_text(row, "idempotency_key");
+	if (strcmp(channel->idempotency_key, "{event_id}") == 0)
+		channel->idempotency_key = NULL;
+	channel->idempotency_max_length =
+		column_int(row, "idempotency_max_length");
+	channel->idempotency_pattern = column_text(row, "idempotency_pattern");
+	channel->key_checked = channel->idempotency_key != NULL ||
+		channel->idempotency_max_length > 0 ||
+		channel->idempotency_pattern != NULL;
+	if (channel->key_checked)
+		(void) accord_keyform_find(channel->idempotency_max_length,
+								   channel->idempotency_pattern,
+								   &channel->key_form);
+}
+
 static AccordChannel *
 load_channel(int row)
 {
 	AccordChannel *channel = palloc0(sizeof(AccordChannel));
+	bool		isnull;
 
 	channel->name = column_text(row, "name");
 	channel->base_url = column_text(row, "base_url");
@@ -307,9 +334,11 @@ load_channel(int row)
 	channel->retry_cap_ms = column_ms(row, "retry_cap");
 	channel->max_attempts = column_int(row, "max_attempts");
 	channel->max_age_ms = column_ms(row, "max_age");
-	channel->idempotency_header = column_text(row, "idempotency_header");
-	channel->idempotency_window_ms = column_ms(row, "idempotency_window");
+	load_key(channel, row);
 	channel->max_response = column_int(row, "max_response");
+	(void) column(row, "compress_above", &isnull);
+	channel->compress_above = isnull ? -1 : column_int(row, "compress_above");
+	channel->probe_path = column_text(row, "probe_path");
 	return channel;
 }
 
@@ -468,6 +497,29 @@ load_batch(AccordRoute *route, int row)
 			accord_config_batch_function(route->batch_function);
 }
 
+/* What a route's requests have as their body, and whether it holds the key. */
+static void
+load_body(AccordRoute *route, int row)
+{
+	AccordChannel *channel = route->channel;
+	bool		bodiless = strcmp(route->method, "GET") == 0 ||
+	strcmp(route->method, "HEAD") == 0 || strcmp(route->method, "DELETE") == 0;
+
+	(void) accord_encode_kind(column_text(row, "body"), &route->body);
+	route->body_from = column_text(row, "body_from");
+	route->body_root = column_text(row, "body_root");
+	(void) accord_encode_arrays(column_text(row, "form_arrays"),
+								&route->form_arrays);
+	route->content_type = column_text(row, "content_type");
+	route->own_content_type = route->content_type != NULL;
+	if (!route->own_content_type)
+		route->content_type = accord_encode_type(route->body);
+	route->keyed = channel->idempotency_header != NULL ||
+		channel->idempotency_query != NULL ||
+		(channel->idempotency_path != NULL && !bodiless &&
+		 accord_encode_holds_key(route->body));
+}
+
 static void
 load_routes(AccordConfig *config)
 {
@@ -493,7 +545,7 @@ load_routes(AccordConfig *config)
 		route->method = column_text(i, "method");
 		route->path = column_text(i, "path");
 		route->headers = column_json(i, "headers");
-		route->content_type = column_text(i, "content_type");
+		load_body(route, i);
 		route->command = strcmp(column_text(i, "mode"), "command") == 0;
 		route->ambiguous_retry =
 			strcmp(column_text(i, "ambiguous"), "retry") == 0;

@@ -9,7 +9,9 @@
 #define ACCORD_CONFIG_H
 
 #include "breaker.h"
+#include "encode.h"
 #include "http.h"
+#include "keyform.h"
 #include "limit.h"
 #include "rule.h"
 #include "utils/hsearch.h"
@@ -73,9 +75,20 @@ typedef struct AccordChannel
 	int64		retry_cap_ms;
 	int			max_attempts;
 	int64		max_age_ms;
-	char	   *idempotency_header; /* NULL: honours none */
+	bool		keyed;			/* takes an idempotency key, in one place or
+								 * several: */
+	char	   *idempotency_header; /* NULL: not there */
+	char	   *idempotency_query;	/* name of a parameter; NULL: not there */
+	char	   *idempotency_path;	/* in the body; NULL: not there */
+	char	   *idempotency_key;	/* template; NULL: the event's id */
+	int			idempotency_max_length; /* 0: any */
+	char	   *idempotency_pattern;	/* NULL: visible ASCII */
+	bool		key_checked;	/* a key may not fit */
+	AccordKeyForm key_form;		/* of the hash that takes its place */
 	int64		idempotency_window_ms;	/* 0: for ever */
 	int			max_response;
+	int			compress_above; /* bytes of a body; -1: none is */
+	char	   *probe_path;		/* template */
 	bool		has_accounts;
 	bool		coalesces;		/* one of its routes does */
 	struct AccordRoute **routes;	/* enabled ones by (position, id) */
@@ -104,7 +117,13 @@ typedef struct AccordRoute
 	char	   *method;
 	char	   *path;
 	Jsonb	   *headers;
-	char	   *content_type;
+	AccordBodyKind body;
+	char	   *body_from;		/* the variable that is its content */
+	char	   *body_root;		/* element of an XML document, or NULL */
+	AccordFormArrays form_arrays;
+	const char *content_type;
+	bool		own_content_type;	/* it is given, not the kind's */
+	bool		keyed;			/* its requests carry the channel's key */
 	bool		command;
 	bool		ambiguous_retry;
 	bool		hold_dead;		/* when_dead = 'hold' */

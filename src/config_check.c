@@ -412,6 +412,111 @@ check_auth(RowCheck *check)
 	}
 }
 
+static void
+check_path(const char *relation, const char *column, const char *path)
+{
+	check_template(relation, column, path);
+	if (path[0] != '\0' && path[0] != '/' && path[0] != '?' &&
+		strncmp(path, "{/", 2) != 0 && strncmp(path, "{?", 2) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s \"%s\" of %s does not begin with \"/\"", column,
+						path, relation),
+				 errhint("It is appended to the channel's base_url.")));
+	if (has_control(path) || strpbrk(path, " #\\") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s \"%s\" of %s holds a character that a URL cannot",
+						column, path, relation),
+				 errhint("Percent-encode it.")));
+}
+
+static void
+check_content_type(const char *type)
+{
+	const char *slash = strchr(type, '/');
+
+	if (slash == NULL || slash == type || slash[1] == '\0' ||
+		has_control(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("content_type \"%s\" of accord.route is not a media "
+						"type", type),
+				 errhint("Write it as in \"application/json\".")));
+}
+
+/*
+ * Bodies and idempotency keys
+ */
+
+/* Where in a body the key goes: members of objects. */
+static void
+check_key_path(RowCheck *check, const char *path)
+{
+	size_t		len = strlen(path);
+
+	if (path[0] == '.' || path[len - 1] == '.' || strstr(path, "..") != NULL ||
+		has_control(path) || strpbrk(path, "$[]*{}") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("idempotency_path \"%s\" of %s is not a dotted path",
+						path, check->table),
+				 errhint("Give names of members separated by dots, such as "
+						 "\"idempotency_key\" or \"variables.key\".")));
+}
+
+/* A key that does not fit is hashed: there must be a hash that does. */
+static void
+check_key(RowCheck *check)
+{
+	char	   *path = get_text(check, "idempotency_path");
+	char	   *pattern = get_text(check, "idempotency_pattern");
+	bool		isnull;
+	Datum		value = get_column(check, check->row, "idempotency_max_length",
+								   &isnull);
+	AccordKeyForm form;
+
+	check_template(check->table, "idempotency_key",
+				   get_text(check, "idempotency_key"));
+	if (path != NULL && path[0] != '\0')
+		check_key_path(check, path);
+	if (!accord_keyform_find(isnull ? 0 : DatumGetInt32(value), pattern,
+							 &form))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("no key that is made takes the place of one that "
+						"idempotency_pattern \"%s\" of %s refuses",
+						pattern ? pattern : "", check->table),
+				 errhint("Keys are UUIDs in lower case, or hexadecimal digits "
+						 "up to idempotency_max_length: let the pattern match "
+						 "one of them.")));
+}
+
+/* What a route's body is made of, and what it is called. */
+static void
+check_body(RowCheck *check)
+{
+	char	   *from = get_text(check, "body_from");
+	char	   *root = get_text(check, "body_root");
+	char	   *type = get_text(check, "content_type");
+
+	if (!is_variable(from) || strpbrk(from, "*:,{}") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("body_from \"%s\" of %s is not something that an "
+						"event has", from, check->table),
+				 errhint(VARIABLES_HINT)));
+	if (root != NULL && !accord_encode_xml_name(root))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("body_root \"%s\" of %s is not the name of an XML "
+						"element", root, check->table),
+				 errhint("Use letters, digits, \"_\", \"-\", \".\" and one "
+						 "\":\" after a prefix.")));
+	if (type != NULL)
+		check_content_type(type);
+}
+
 /*
  * Tables
  */
@@ -441,6 +546,9 @@ check_channel(RowCheck *check)
 						 "channel honours none.")));
 	if (header != NULL)
 		refuse_reserved(check->table, "idempotency_header", header, false);
+	check_key(check);
+	check_path("accord.channel", "probe_path",
+			   get_text(check, "probe_path"));
 }
 
 static void
@@ -498,39 +606,6 @@ check_ops(RowCheck *check)
 				 errmsg("ops of accord.route is empty: it would match no "
 						"event"),
 				 errhint("Leave it null for all ops, or disable the route.")));
-}
-
-static void
-check_path(const char *path)
-{
-	check_template("accord.route", "path", path);
-	if (path[0] != '\0' && path[0] != '/' && path[0] != '?' &&
-		strncmp(path, "{/", 2) != 0 && strncmp(path, "{?", 2) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("path \"%s\" of accord.route does not begin with "
-						"\"/\"", path),
-				 errhint("It is appended to the channel's base_url.")));
-	if (has_control(path) || strpbrk(path, " #\\") != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("path \"%s\" of accord.route holds a character that a "
-						"URL cannot", path),
-				 errhint("Percent-encode it.")));
-}
-
-static void
-check_content_type(const char *type)
-{
-	const char *slash = strchr(type, '/');
-
-	if (slash == NULL || slash == type || slash[1] == '\0' ||
-		has_control(type))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("content_type \"%s\" of accord.route is not a media "
-						"type", type),
-				 errhint("Write it as in \"application/json\".")));
 }
 
 /* The route's owner: who its body function runs as. */
@@ -696,10 +771,10 @@ check_route(RowCheck *check)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("method %s of accord.route cannot be used", method),
 				 errhint("Use POST, PUT, PATCH, DELETE or GET.")));
-	check_path(get_text(check, "path"));
+	check_path("accord.route", "path", get_text(check, "path"));
 	accord_config_check_headers(check->table, "headers",
 								get_json(check, "headers"), true);
-	check_content_type(get_text(check, "content_type"));
+	check_body(check);
 	check_coalesce(check);
 	/* whoever disables a route need not be allowed to run its function */
 	if (check->old == NULL || column_changed(check, "body_function") ||
@@ -864,10 +939,12 @@ static const struct
 	void		(*run) (RowCheck *check);
 	const char *needed[6];		/* columns the check cannot do without */
 }			checks[] = {
-	{"channel", check_channel, {"name", "base_url", "auth", "headers"}},
+
+	{"channel", check_channel, {"name", "base_url", "auth", "headers",
+	"idempotency_key", "probe_path"}},
 	{"account", check_account, {"channel", "name"}},
 	{"route", check_route, {"topic", "method", "path", "headers",
-	"content_type", "mode"}},
+	"body_from", "mode"}},
 	{"secret", check_secret, {"name", "value"}},
 	{"rate_limit", check_rate_limit, {"channel", "bucket"}},
 	{"rule", check_rule, {"channel", "headers", "outcome"}}

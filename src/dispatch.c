@@ -145,7 +145,7 @@ static bool
 needs_intent(AccordDelivery *delivery, AccordRoute *route,
 			 AccordChannel *channel)
 {
-	return route->command && (channel->idempotency_header == NULL ||
+	return route->command && (!route->keyed ||
 							  channel->idempotency_window_ms > 0 ||
 							  route->body_function != NULL);
 }
@@ -160,6 +160,7 @@ may_be_repeated(AccordDelivery *delivery, TimestampTz now)
 	AccordRetryPolicy policy = delivery->endpoint->connection->policy;
 
 	policy.command = delivery->command;
+	policy.keyed &= !delivery->keyless;
 	policy.ambiguous_retry = delivery->ambiguous_retry;
 	return delivery->attempts == 0 ||
 		accord_retry_repeatable(&policy, delivery->attempts,
@@ -235,6 +236,7 @@ find_route(AccordDelivery *delivery, AccordChannel **channel,
 	}
 	delivery->route = (*route)->id;
 	delivery->command = (*route)->command;
+	delivery->keyless = !(*route)->keyed;
 	delivery->ambiguous_retry = (*route)->ambiguous_retry;
 	delivery->hold_dead = (*route)->hold_dead;
 	delivery->event->replay = delivery->replay;
@@ -311,12 +313,12 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 	request = palloc(sizeof(AccordRequest));
 	make_request(request, delivery, route, account);
 	request->context = context;
-	if (request->error == NULL && !request->skip)
-		accord_request_equip(request, channel, account, route->command &&
-							 channel->idempotency_header == NULL);
 	if (request->error == NULL && !request->skip &&
 		needs_intent(delivery, route, channel) && route->body_function != NULL)
 		frozen = accord_request_freeze(request);
+	if (request->error == NULL && !request->skip)
+		accord_request_equip(request, channel, account, route->command &&
+							 !route->keyed);
 	MemoryContextSwitchTo(old);
 
 	if (request->error != NULL)

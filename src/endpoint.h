@@ -143,6 +143,7 @@ typedef struct AccordDelivery
 	uint8		state;			/* AccordState of its backlog row */
 	bool		owed;			/* in endpoint->owed: only memory knows it */
 	bool		command;
+	bool		keyless;		/* its request has no place for the key */
 	bool		ambiguous_retry;	/* its route says so */
 	bool		hold_dead;		/* its route says so */
 	bool		settling;		/* in the settling batch */

@@ -15,6 +15,7 @@ typedef struct AccordRequest
 {
 	MemoryContext context;		/* the caller's to set and delete */
 	AccordHttpRequest http;
+	const char *key;			/* its idempotency key, wherever it is put */
 	bool		skip;			/* the body function has nothing to send */
 	bool		transient;		/* error may pass: try again later */
 	char	   *error;			/* NULL: http can be sent */
@@ -23,7 +24,7 @@ typedef struct AccordRequest
 /* True while a body function runs: SIGTERM cancels it. */
 extern volatile sig_atomic_t accord_request_in_function;
 
-/* Remembers the shape of event_log; in a transaction, once. */
+/* Remembers the shape of event_log; in a transaction. */
 extern void accord_request_init(void);
 
 /* A column of an event. */
@@ -57,6 +58,16 @@ extern void accord_request_make(AccordRequest *request,
 								const AccordRoute *route,
 								const AccordAccount *account,
 								const AccordEvent *event, int64 seq);
+
+/*
+ * The same, to be looked at only: the transaction is the caller's, and what a
+ * function wrote is rolled back. Where the route makes batches it is of this
+ * event alone.
+ */
+extern void accord_request_preview(AccordRequest *request,
+								   const AccordRoute *route,
+								   const AccordAccount *account,
+								   const AccordEvent *event, int64 seq);
 
 /*
  * The same of a batch: n events, whose path and headers are the first one's.

@@ -397,6 +397,7 @@ judge(AccordDelivery *delivery, AccordOutcome outcome, AccordSent sent,
 
 	policy.hold_dead = delivery->hold_dead;
 	policy.command = delivery->command;
+	policy.keyed &= !delivery->keyless;
 	policy.ambiguous_retry = delivery->ambiguous_retry;
 	return accord_retry_verdict(&policy, outcome, sent, delivery->attempts,
 								(now - delivery->owed_since) / 1000,

@@ -57,7 +57,9 @@ INSERT INTO expected VALUES
         interval not null default ''00:00:01''::interval, retry_cap interval not null default
         ''00:10:00''::interval, max_attempts integer not null default 20, max_age interval not null
         default ''1 day''::interval, idempotency_header text default ''Idempotency-Key''::text,
-        idempotency_window interval, max_response integer not null default 65536, description text'),
+        idempotency_query text, idempotency_path text, idempotency_key text not null default ''{event_id}''::text,
+        idempotency_max_length integer, idempotency_pattern text, idempotency_window interval, max_response integer not
+        null default 65536, compress_above integer, probe_path text not null default ''''::text, description text'),
     ('captured', 'id integer not null identity, schema_name text not null, table_name text not null, topic text not null,
         key_columns text[] not null, columns text[], excluded text[], condition text, account_column text, on_truncate
         text not null default ''events''::text, captured_at timestamptz not null default now(), released_at timestamptz,
@@ -147,7 +149,8 @@ INSERT INTO expected VALUES
     ('route', 'id bigint not null identity, channel text not null, topic text not null default ''*''::text, ops
         text[], position integer not null default 100, enabled boolean not null default true, method text
         not null default ''POST''::text, path text not null default ''''::text, headers jsonb not null
-        default ''{}''::jsonb, content_type text not null default ''application/json''::text, mode text
+        default ''{}''::jsonb, body text not null default ''json''::text, body_from text not null default
+        ''payload''::text, body_root text, form_arrays text not null default ''index''::text, content_type text, mode text
         not null default ''state''::text, body_function text, ambiguous text not null default
         ''hold''::text, coalesce text default ''{key}''::text, quiet interval, quiet_max interval, skip_unchanged
         boolean not null default false, batch_size integer not null default 1, batch_bytes integer, batch_wait interval,
@@ -307,6 +310,8 @@ INSERT INTO expected_function VALUES
     ('reshape(image jsonb, table_id integer, seq bigint, ord integer) jsonb'),
     ('row_key(VARIADIC parts text[]) text'),
     ('expand(template text, variables jsonb) text'),
+    ('encode_form(value jsonb, arrays text) text'),
+    ('encode_xml(value jsonb, root text) text'),
     ('grant_writer(role regrole) void'),
     ('grant_auditor(role regrole) void'),
     ('grant_admin(role regrole) void'),
@@ -422,7 +427,7 @@ SELECT accord.grant_writer('"regress_accord Writer"'), accord.grant_auditor('reg
        accord.grant_admin('regress_accord_admin') \g /dev/null
 SELECT accord.grant_admin('regress_accord_admin') \g /dev/null
 CREATE TEMPORARY VIEW writer_may (name, privilege) AS
-    VALUES ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('owed', 'EXECUTE'), ('expand', 'EXECUTE'),
+    VALUES ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('owed', 'EXECUTE'), ('expand', 'EXECUTE'), ('encode_form', 'EXECUTE'), ('encode_xml', 'EXECUTE'),
            ('poll', 'EXECUTE'), ('advance', 'EXECUTE'), ('rewind', 'EXECUTE'), ('seq_at', 'EXECUTE'),
            ('row_key', 'EXECUTE'), ('capture', 'EXECUTE'), ('release', 'EXECUTE'),
            ('baseline', 'EXECUTE'), ('manage_claims', 'EXECUTE'), ('unmanage_claims', 'EXECUTE'), ('settle_claims', 'EXECUTE'),
@@ -433,7 +438,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                         'rate_limit', 'paused', 'outbox', 'backlog',
                         'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'idempotency_scope', 'inbox', 'source', 'secret.name', 'secret.updated_at']), 'SELECT'
-    UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'outbox_event_id']), 'EXECUTE'
+    UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'encode_form', 'encode_xml', 'outbox_event_id']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['managed', 'policy', 'row_state', 'conflict_log', 'change_log', 'conflict']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['explain', 'row_now', 'clock_time']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['ring_slots', 'verify', 'proof', 'consistency', 'check_proof', 'check_consistency']),
