@@ -8,6 +8,13 @@ GRANT USAGE ON SCHEMA accord TO PUBLIC;
 -- A default runs as whoever inserts.
 GRANT EXECUTE ON FUNCTION accord.outbox_event_id() TO PUBLIC;
 
+-- What PostgreSQL's own monitors may look at.
+GRANT SELECT ON accord.status, accord.progress, accord.pg_stat_accord, accord.pg_stat_accord_database, accord.ring,
+    accord.consumer_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION accord.endpoint_state(text, text), accord.endpoint_counters(text, text),
+    accord.database_counters(), accord.latency_bounds(), accord.ring_slots(), accord.consumer_position(bigint),
+    accord.safe_seq() TO pg_monitor;
+
 -- Helpers instead of roles of our own: the application's roles get what a writer, auditor or admin needs.
 CREATE FUNCTION accord.check_role(role regrole) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -49,7 +56,7 @@ BEGIN
     PERFORM accord.check_role(role);
     EXECUTE format('GRANT SELECT ON accord.event_log, accord.commit_log, accord.attempt_log, accord.backlog_log, '
                    'accord.cursor_log, accord.endpoint_log, accord.rate_limit, accord.paused, accord.outbox, accord.backlog, accord.dead_letter, accord.attempt, '
-                   'accord.timeline, accord.status, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.archive, accord.ring, accord.seal, accord.seal_node, accord.seal_gap, accord.channel, accord.account, accord.route, accord.identity, '
+                   'accord.timeline, accord.status, accord.pg_stat_accord, accord.pg_stat_accord_database, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.archive, accord.ring, accord.seal, accord.seal_node, accord.seal_gap, accord.channel, accord.account, accord.route, accord.identity, '
                    'accord.idempotency_key TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.idempotency_scope, accord.inbox, accord.source TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
@@ -60,6 +67,8 @@ BEGIN
                    'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb), accord.encode_form(jsonb, text), accord.encode_xml(jsonb, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.rule TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.endpoint_counters(text, text), accord.database_counters(), '
+                   'accord.latency_bounds() TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.claims, accord.claim_resource TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.captured, accord.captured_shape, accord.captured_baseline TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), accord.captured_id(regclass), '
@@ -112,7 +121,7 @@ BEGIN
                    'accord.redeliver(uuid, text, text, text), '
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
-                   'accord.resume(text, text, text), accord.erase(uuid, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
+                   'accord.resume(text, text, text), accord.stat_reset(text, text), accord.reset_counters(text, text), accord.erase(uuid, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
                    'accord.check_verify(jsonb), accord.check_mapping(jsonb), accord.check_mapping_function(text, text), '
                    'accord.receive_webhook(text, jsonb, bytea), accord.expose_webhook(text, regnamespace, text) TO %s', role);
     -- all but override() look at the table's owner
@@ -154,4 +163,6 @@ BEGIN
 END
 $$;
 
+-- Whatever an earlier extension of this database has counted is not ours.
+SELECT accord.stat_reset();
 SELECT accord.launch();

@@ -52,6 +52,7 @@
 #include "accord.h"
 #include "compat.h"
 #include "config.h"
+#include "counter.h"
 #include "db.h"
 #include "log.h"
 
@@ -498,6 +499,7 @@ log_loser(const Claims *claims)
 							  lengthof(types), types, values, nulls, false,
 							  0) != SPI_OK_SELECT)
 		elog(ERROR, "could not write to accord.conflict_log");
+	accord_counter_note(ACCORD_COUNTER_CONFLICTS, 1);
 	accord_db_be_again(before);
 }
 

@@ -40,6 +40,16 @@
 	CreateWaitEventSet(TopMemoryContext, (n))
 #endif
 
+/*
+ * 17 lets extensions name what they wait for: looked up, or registered, by its
+ * name. Before, they all wait for the same.
+ */
+#if PG_VERSION_NUM >= 170000
+#define accord_wait_event(name) WaitEventExtensionNew(name)
+#else
+#define accord_wait_event(name) PG_WAIT_EXTENSION
+#endif
+
 /* 17 lets an access method keep state between inserts and asks for its end. */
 #if PG_VERSION_NUM >= 170000
 #define accord_index_insert_cleanup(index, info) \

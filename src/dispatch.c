@@ -45,6 +45,7 @@
 #include "batch.h"
 #include "coalesce.h"
 #include "compat.h"
+#include "counter.h"
 #include "db.h"
 #include "delivery.h"
 #include "dispatch.h"
@@ -711,11 +712,19 @@ defer_latch(TimestampTz now)
 static void
 wait_for_news(WaitEventSet *set, int latch, long timeout, bool deferred)
 {
+	static uint32 for_answers = 0;
+	static uint32 for_events = 0;
 	WaitEvent	events[3];
+	bool		in_flight = accord_http_in_flight() > 0;
 
+	if (for_events == 0)
+	{
+		for_answers = accord_wait_event("AccordDispatcherAnswers");
+		for_events = accord_wait_event("AccordDispatcherMain");
+	}
 	if (timeout != 0)
 	{
-		pgstat_report_activity(STATE_IDLE, accord_http_in_flight() > 0 ?
+		pgstat_report_activity(STATE_IDLE, in_flight ?
 							   "waiting for answers" : "waiting for events");
 		/* autovacuum lives on what is counted; before a long wait, all of it */
 		pgstat_report_stat(timeout < 0 || timeout > 1000);
@@ -723,7 +732,8 @@ wait_for_news(WaitEventSet *set, int latch, long timeout, bool deferred)
 	if (deferred)
 		ModifyWaitEvent(set, latch, WL_LATCH_SET, NULL);
 	(void) WaitEventSetWait(set, deferred ? earlier(timeout, 1) : timeout,
-							events, lengthof(events), PG_WAIT_EXTENSION);
+							events, lengthof(events),
+							in_flight ? for_answers : for_events);
 	if (deferred)
 		ModifyWaitEvent(set, latch, WL_LATCH_SET, MyLatch);
 	if (timeout != 0)
@@ -873,6 +883,7 @@ start(int number, int count)
 		proc_exit(0);
 	}
 	accord_shmem_dispatcher_present();
+	accord_counter_note(ACCORD_COUNTER_DISPATCHERS, 1);
 	here = accord_identity_here();
 	accord_backlog_share_positions(count);
 	accord_db_commit();

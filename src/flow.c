@@ -29,6 +29,7 @@
 #include "json.h"
 #include "request.h"
 #include "round.h"
+#include "tally.h"
 #include "template.h"
 
 #define MAX_EVENT_LIMITS 16		/* of one channel that are looked at */
@@ -473,6 +474,8 @@ note_breaker(AccordConnection *connection, const char *error)
 					 open ? breaker->probe_at : 0);
 	if (open && breaker->trips > 1)
 		return;					/* another probe failed */
+	if (open)
+		accord_tally(connection, ACCORD_TALLY_OPENINGS);
 	ereport(LOG,
 			(errmsg("channel \"%s\"%s%s%s: circuit breaker %s",
 					connection->hub->channel, account[0] ? ", account \"" : "",
@@ -522,11 +525,13 @@ result_of_limits(AccordConnection *connection, TimestampTz started_at,
 						 hub->heeds_hints ? hint->reset_ms : -1,
 						 connection->policy.base_ms, connection->policy.cap_ms,
 						 dice, started_at, now);
-	if (!was_paused && allowance->not_before > now)
-		accord_flow_note(hub->channel, shared ? "" : connection->account,
-						 "throttled",
-						 psprintf("HTTP status %d", response->result.status),
-						 allowance->not_before);
+	if (was_paused || allowance->not_before <= now)
+		return;
+	accord_tally(connection, ACCORD_TALLY_THROTTLES);
+	accord_flow_note(hub->channel, shared ? "" : connection->account,
+					 "throttled",
+					 psprintf("HTTP status %d", response->result.status),
+					 allowance->not_before);
 }
 
 void

@@ -21,6 +21,8 @@
 #define HALF_LASTS (300 * USECS_PER_SEC)
 
 static const double spans[] = {60.0, 300.0};	/* seconds */
+static const double bounds[ACCORD_GAUGE_BOUNDS] = {0.5, 1, 2.5, 5, 10, 25, 50,
+100, 250, 500, 1000, 2500, 5000, 10000, 30000}; /* ms */
 
 /* What is left of an average after so long. */
 static double
@@ -125,4 +127,20 @@ accord_gauge_latency(const AccordGauge *gauge, double part, TimestampTz now)
 	}
 	return LEAST_MS * exp2((double) ACCORD_GAUGE_CLASSES /
 						   CLASSES_PER_DOUBLING);
+}
+
+double
+accord_gauge_bound(int i)
+{
+	return bounds[i];
+}
+
+int
+accord_gauge_bucket(double duration_ms)
+{
+	int			i = 0;
+
+	while (i < ACCORD_GAUGE_BOUNDS && duration_ms > bounds[i])
+		i++;
+	return i;
 }

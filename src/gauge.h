@@ -40,4 +40,14 @@ extern double accord_gauge_failed(const AccordGauge *gauge, int span,
 extern double accord_gauge_latency(const AccordGauge *gauge, double part,
 								   TimestampTz now);
 
+/*
+ * Latencies that are counted for good: class i holds those of up to
+ * accord_gauge_bound(i) milliseconds that no class before it holds; the last
+ * one all others, and has no bound.
+ */
+#define ACCORD_GAUGE_BOUNDS 15
+
+extern double accord_gauge_bound(int i);
+extern int	accord_gauge_bucket(double duration_ms);
+
 #endif							/* ACCORD_GAUGE_H */

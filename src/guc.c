@@ -31,6 +31,8 @@ char	   *accord_actor = NULL;
 char	   *accord_reason = NULL;
 char	   *accord_correlation_id = NULL;
 char	   *accord_source = NULL;
+char	   *accord_traceparent = NULL;
+char	   *accord_tracestate = NULL;
 bool		accord_override = false;
 char	   *accord_node_name = NULL;
 
@@ -78,6 +80,54 @@ check_source(char **newval, void **extra, GucSource source)
 	return false;
 }
 
+/* So many lower-case hexadecimal digits, not all of them zero. */
+static bool
+is_hex(const char *text, int length)
+{
+	return strspn(text, "0123456789abcdef") >= length &&
+		strspn(text, "0") < length;
+}
+
+/*
+ * version-trace-parent-flags, as W3C Trace Context has it; a later version may
+ * have more to say.
+ */
+static bool
+check_traceparent(char **newval, void **extra, GucSource source)
+{
+	const char *text = *newval;
+
+	if (text == NULL || text[0] == '\0')
+		return true;
+	if (strlen(text) >= 55 && strspn(text, "0123456789abcdef") == 2 &&
+		strncmp(text, "ff", 2) != 0 && text[2] == '-' &&
+		is_hex(text + 3, 32) && text[35] == '-' && is_hex(text + 36, 16) &&
+		text[52] == '-' && strspn(text + 53, "0123456789abcdef") == 2 &&
+		(text[55] == '\0' || (text[55] == '-' && strncmp(text, "00", 2) != 0)) &&
+		strlen(text) <= 512)
+		return true;
+	GUC_check_errdetail("A traceparent is a version, trace id, parent id and "
+						"flags in lower-case hexadecimal digits, such as "
+						"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01.");
+	return false;
+}
+
+static bool
+check_tracestate(char **newval, void **extra, GucSource source)
+{
+	const char *text = *newval;
+
+	if (text == NULL)
+		return true;
+	while (*text >= ' ' && *text <= '~')
+		text++;
+	if (*text == '\0' && text - *newval <= 512)
+		return true;
+	GUC_check_errdetail("A tracestate is at most 512 printable ASCII "
+						"characters.");
+	return false;
+}
+
 /* What an application says about its own session. */
 static void
 define_session_settings(void)
@@ -114,6 +164,17 @@ define_session_settings(void)
 							   "are not sent back there.",
 							   &accord_source, "",
 							   PGC_USERSET, 0, check_source, NULL, NULL);
+	DefineCustomStringVariable("accord.traceparent",
+							   "The trace that the changes are a part of.",
+							   "Goes along with every event as a header, "
+							   "unless it has one of its own.",
+							   &accord_traceparent, "",
+							   PGC_USERSET, 0, check_traceparent, NULL, NULL);
+	DefineCustomStringVariable("accord.tracestate",
+							   "What vendors say about the trace.",
+							   "Goes along with accord.traceparent.",
+							   &accord_tracestate, "",
+							   PGC_USERSET, 0, check_tracestate, NULL, NULL);
 }
 
 /* Which workers there are. */

@@ -11,6 +11,8 @@ extern char *accord_actor;		/* who, as the application knows them */
 extern char *accord_reason;		/* why */
 extern char *accord_correlation_id; /* part of what */
 extern char *accord_source;		/* from whom the changes came */
+extern char *accord_traceparent;	/* the trace they are a part of, as W3C */
+extern char *accord_tracestate; /* Trace Context has it */
 extern bool accord_override;	/* own writes win over policies */
 
 /* for the workers */

@@ -50,6 +50,8 @@ typedef struct AccordHttpResponse
 	AccordResult result;
 	AccordHint	hint;			/* what the server says about its limits */
 	double		duration_ms;
+	int64		bytes_sent;		/* of the bodies, as they went over the wire */
+	int64		bytes_received;
 	const char *error;			/* NULL when transport is OK; never holds a
 								 * secret */
 	const char *body;			/* cut at max_response; not terminated */

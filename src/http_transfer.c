@@ -694,6 +694,21 @@ fill_result(AccordTransfer *transfer, AccordResult *result)
 		accord_retry_after_parse(after, GetCurrentTimestamp());
 }
 
+/* What the bodies took on the wire, as far as they got. */
+static void
+fill_bytes(AccordTransfer *transfer, AccordHttpResponse *response)
+{
+	curl_off_t	sent = 0;
+	curl_off_t	received = 0;
+
+	if (transfer->code == CURLE_FAILED_INIT)
+		return;
+	curl_easy_getinfo(transfer->easy, CURLINFO_SIZE_UPLOAD_T, &sent);
+	curl_easy_getinfo(transfer->easy, CURLINFO_SIZE_DOWNLOAD_T, &received);
+	response->bytes_sent = sent;
+	response->bytes_received = received;
+}
+
 void
 accord_http_transfer_respond(AccordTransfer *transfer,
 							 AccordHttpResponse *response)
@@ -704,6 +719,7 @@ accord_http_transfer_respond(AccordTransfer *transfer,
 	response->transfer = transfer;
 	fill_result(transfer, &response->result);
 	fill_hint(transfer, &response->hint);
+	fill_bytes(transfer, response);
 	response->duration_ms = transfer->ended - transfer->started;
 	if (response->result.transport != ACCORD_TRANSPORT_OK)
 	{

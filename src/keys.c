@@ -53,6 +53,7 @@
 #include "accord.h"
 #include "append.h"
 #include "compat.h"
+#include "counter.h"
 #include "db.h"
 #include "keys.h"
 
@@ -313,6 +314,17 @@ accord_keys_release(AccordKeys *keys, Datum scope, Datum key)
 	LockRelease(&tag, ExclusiveLock, false);
 }
 
+/* A key that was used before is counted: nothing is done under it again. */
+static AccordKeyState
+count_used(AccordKeys *keys, AccordKeyState state)
+{
+	if (state == ACCORD_KEY_USED)
+		accord_counter_note(keys->store == ACCORD_KEYS_INBOX ?
+							ACCORD_COUNTER_DUPLICATES :
+							ACCORD_COUNTER_REPEATED, 1);
+	return state;
+}
+
 AccordKeyState
 accord_keys_claim(AccordKeys *keys, Datum scope, Datum key, bool wait,
 				  AccordKeyEntry *entry)
@@ -321,7 +333,7 @@ accord_keys_claim(AccordKeys *keys, Datum scope, Datum key, bool wait,
 	LOCKTAG		tag;
 
 	if (state != ACCORD_KEY_FREE)
-		return state;
+		return count_used(keys, state);
 	PreventCommandIfReadOnly("INSERT");
 	PreventCommandDuringRecovery("INSERT");
 	set_lock_tag(keys, scope, key, &tag);
@@ -344,7 +356,7 @@ accord_keys_claim(AccordKeys *keys, Datum scope, Datum key, bool wait,
 	state = accord_keys_find(keys, scope, key, wait, entry);
 	if (state != ACCORD_KEY_FREE)
 		LockRelease(&tag, ExclusiveLock, false);
-	return state;
+	return count_used(keys, state);
 }
 
 void
@@ -371,6 +383,8 @@ accord_keys_store(AccordKeys *keys, Datum scope, Datum key,
 	values[KEY_RESULT - 1] = JsonbPGetDatum(entry->result);
 	nulls[KEY_RESULT - 1] = entry->result == NULL;
 	accord_append_row(stores[keys->store].table, slot, values, nulls);
+	if (keys->store == ACCORD_KEYS_INBOX)
+		accord_counter_note(ACCORD_COUNTER_RECEIVED, 1);
 	pfree(fingerprint);
 	accord_keys_release(keys, scope, key);
 }

@@ -54,6 +54,7 @@
 #include "utils/wait_event.h"
 
 #include "accord.h"
+#include "compat.h"
 #include "guc.h"
 #include "launcher.h"
 #include "shmem.h"
@@ -491,15 +492,18 @@ look(void)
 static void
 sleep_until(TimestampTz time)
 {
+	static uint32 wait_event = 0;
 	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 	long		timeout = -1;
 
+	if (wait_event == 0)
+		wait_event = accord_wait_event("AccordLauncherMain");
 	if (time != NEVER)
 	{
 		events |= WL_TIMEOUT;
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), time);
 	}
-	(void) WaitLatch(MyLatch, events, timeout, PG_WAIT_EXTENSION);
+	(void) WaitLatch(MyLatch, events, timeout, wait_event);
 	ResetLatch(MyLatch);
 	if (ProcDiePending)			/* shutting down is nothing to log */
 		proc_exit(1);

@@ -44,6 +44,7 @@
 
 #include "accord.h"
 #include "append.h"
+#include "counter.h"
 #include "db.h"
 #include "digest.h"
 #include "guc.h"
@@ -51,6 +52,7 @@
 #include "identity.h"
 #include "log.h"
 #include "shmem.h"
+#include "trace.h"
 
 /* The digests as they were before a subtransaction that may be rolled back. */
 typedef struct Savepoint
@@ -193,6 +195,7 @@ note_captured(const Datum *values, const bool *nulls)
 	if (nulls[ACCORD_EVENT_TABLE_ID - 1])
 		return;
 	captured.count++;
+	accord_counter_note(ACCORD_COUNTER_CAPTURED, 1);
 	captured.table_id = DatumGetInt32(values[ACCORD_EVENT_TABLE_ID - 1]);
 	captured.event_id = *DatumGetUUIDP(values[ACCORD_EVENT_EVENT_ID - 1]);
 }
@@ -269,6 +272,7 @@ accord_log_append(Datum *values, bool *nulls)
 	if (!nulls[ACCORD_EVENT_IDEMPOTENCY_KEY - 1] &&
 		!accord_idempotency_claim(values, nulls))
 		return false;
+	accord_trace_event(values, nulls);
 	SET(ACCORD_EVENT_TX_ID, Int64GetDatum(tx.tx_id));
 	SET(ACCORD_EVENT_SLOT, Int16GetDatum(tx.slot));
 	SET(ACCORD_EVENT_ORD, Int32GetDatum((int32) tx.events.size + 1));
@@ -383,6 +387,8 @@ take_place(void)
 	PushActiveSnapshot(GetTransactionSnapshot());	/* toasting wants one */
 	insert_commit_row(seq);
 	PopActiveSnapshot();
+	accord_counter_note(ACCORD_COUNTER_TRANSACTIONS, 1);
+	accord_counter_note(ACCORD_COUNTER_EVENTS, (int64) tx.events.size);
 }
 
 static void

@@ -13,6 +13,7 @@
 #include "miscadmin.h"
 
 #include "capture.h"
+#include "counter.h"
 #include "guc.h"
 #include "http.h"
 #include "launcher.h"
@@ -30,6 +31,7 @@ _PG_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 	accord_shmem_init();
+	accord_counter_init();
 	accord_lifecycle_init();
 	accord_capture_init();
 	accord_launcher_init();

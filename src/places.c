@@ -502,6 +502,7 @@ wait_until_clear(AccordDatabase *entry)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													   CLEAR_TIMEOUT_MS);
+	uint32		wait_event = accord_wait_event("AccordDispatchersExit");
 
 	clearing[accord_my_proc_number()] = entry->database;
 	pg_memory_barrier();
@@ -514,7 +515,7 @@ wait_until_clear(AccordDatabase *entry)
 			break;
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 timeout, PG_WAIT_EXTENSION);
+						 timeout, wait_event);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

@@ -38,6 +38,7 @@
 #include "json.h"
 #include "routing.h"
 #include "settle.h"
+#include "tally.h"
 
 #define BATCH_LIMIT 1000		/* deliveries that settle together */
 #define SPILL_AFTER 1000		/* ms */
@@ -178,6 +179,7 @@ show_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 	bool		delivered = outcome == ACCORD_OUTCOME_DELIVERED;
 
 	accord_connection_touch(batch.desk, connection);
+	accord_tally_attempt(connection, outcome);
 	if (outcome >= ACCORD_OUTCOME_SKIPPED && outcome != ACCORD_OUTCOME_LOST)
 		return;					/* nothing was tried */
 	accord_gauge_attempt(&connection->gauge, delivered,
@@ -313,6 +315,8 @@ tell_flow(AccordDelivery *delivery, AccordOutcome outcome,
 		  const AccordHttpResponse *response, const char *error,
 		  TimestampTz now)
 {
+	if (!delivery->rider && response != NULL)
+		accord_tally_request(delivery->endpoint->connection, response);
 	if (!delivery->rider)
 		accord_flow_result(batch.desk, delivery, outcome, response, error,
 						   pg_prng_double(&batch.dice), now);
@@ -360,6 +364,7 @@ conclude(AccordDelivery *delivery, AccordOutcome outcome,
 	accord_delivery_landed(batch.desk, delivery, response != NULL);
 	tell_flow(delivery, outcome, response, error, now);
 	count_replayed(delivery->replay, outcome, verdict);
+	accord_tally_verdict(connection, outcome, verdict);
 	batch.urgent |=
 		connection->gate.unsettled >= connection->gate.max_in_flight ||
 		connection->hub->gate.unsettled >=
@@ -527,6 +532,7 @@ accord_settle_discard(AccordDelivery *delivery, const char *key)
 				GetCurrentTimestamp());
 	count_replayed(delivery->replay, ACCORD_OUTCOME_DISCARDED,
 				   ACCORD_VERDICT_DONE);
+	accord_tally(delivery->endpoint->connection, ACCORD_TALLY_DISCARDED);
 	row = add_row(settlement, ACCORD_STATE_DISCARDED, NULL, NULL);
 	row->key = key ? MemoryContextStrdup(batch.context, key) : NULL;
 }

@@ -26,6 +26,7 @@
 #include "board.h"
 #include "clock.h"
 #include "compat.h"
+#include "counter.h"
 #include "shmem.h"
 
 /* What a process publishes about itself; a cache line of its own. */
@@ -71,6 +72,7 @@ request_shmem(void)
 	RequestAddinShmemSpace(add_size(floors_size(), accord_places_size()));
 	RequestAddinShmemSpace(add_size(accord_board_size(),
 									accord_clock_size()));
+	RequestAddinShmemSpace(accord_counter_size());
 	RequestNamedLWLockTranche("pg_accord", 2);
 }
 
@@ -93,6 +95,7 @@ start_shmem(void)
 	}
 	accord_places_start(&GetNamedLWLockTranche("pg_accord")->lock);
 	accord_board_start();
+	accord_counter_start();
 	accord_clock_start(&GetNamedLWLockTranche("pg_accord")[1].lock);
 	LWLockRelease(AddinShmemInitLock);
 }

@@ -14,10 +14,10 @@
 
 #include "utils/timestamp.h"
 
-#include "board.h"
 #include "flow.h"
 #include "replay.h"
 #include "show.h"
+#include "tally.h"
 
 #define SHOW_EVERY 250			/* ms */
 #define SHOW_PART 50			/* ... and a fiftieth of the time at most */
@@ -67,25 +67,6 @@ add_endpoint(AccordBoardRow *row, AccordEndpoint *endpoint)
 		keep_oldest(&row->oldest_owed, endpoint->behind_since);
 }
 
-/* Asks for a place once: where there is none, looking for it takes long. */
-static void
-enter_board(AccordConnection *connection)
-{
-	static bool said = false;
-
-	connection->board = accord_board_enter(connection->id);
-	if (connection->board >= 0)
-		return;
-	connection->board = ACCORD_BOARD_FULL;
-	if (!said)
-		ereport(LOG,
-				(errmsg("channel \"%s\", and perhaps others, cannot be shown "
-						"in accord.status", connection->hub->channel),
-				 errhint("Raise accord.max_endpoints, and restart the "
-						 "server.")));
-	said = true;
-}
-
 static void
 show_connection(AccordDesk *desk, AccordConnection *connection,
 				TimestampTz now)
@@ -94,11 +75,10 @@ show_connection(AccordDesk *desk, AccordConnection *connection,
 	const AccordAllowance *allowance = hub->shared_allowance ?
 	&hub->allowance : &connection->allowance;
 	const int  *n_state = connection->n_state;
+	int			place = accord_tally_place(connection);
 	AccordBoardRow row;
 
-	if (connection->board == ACCORD_BOARD_UNASKED)
-		enter_board(connection);
-	if (connection->board < 0)
+	if (place < 0)
 		return;
 	memset(&row, 0, sizeof(row));
 	row.oldest_owed = oldest_exception(connection);
@@ -134,7 +114,7 @@ show_connection(AccordDesk *desk, AccordConnection *connection,
 	row.last_outcome = connection->last_outcome;
 	strlcpy(row.last_error, connection->last_error, sizeof(row.last_error));
 	row.replaying = accord_replay_count(desk, connection);
-	accord_board_write(connection->board, &row);
+	accord_board_write(place, &row);
 }
 
 long

@@ -30,6 +30,7 @@
 #include "utils/typcache.h"
 
 #include "accord.h"
+#include "counter.h"
 #include "db.h"
 #include "guc.h"
 #include "rowkey.h"
@@ -695,4 +696,5 @@ accord_store_log_conflict(AccordManaged *managed, const char *key,
 	put_text(&row, accord_reason == NULL || accord_reason[0] == '\0' ? NULL :
 			 accord_reason);
 	insert_row("conflict_log", slot, &row);
+	accord_counter_note(ACCORD_COUNTER_CONFLICTS, 1);
 }

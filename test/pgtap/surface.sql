@@ -133,6 +133,13 @@ INSERT INTO expected VALUES
     ('seal', 'size bigint not null, root bytea not null, sealed_at timestamptz not null, previous bigint, witness bigint'),
     ('seal_gap', 'first bigint not null, last bigint not null'),
     ('seal_node', 'level smallint not null, index bigint not null, hash bytea not null'),
+    ('pg_stat_accord', 'channel text, account text, requests bigint, answered bigint, delivered bigint, skipped bigint,
+        superseded bigint, expired bigint, discarded bigint, dead bigint, held bigint, retried bigint, rejected bigint,
+        invalid bigint, unauthorized bigint, unreachable bigint, timeouts bigint, cut_off bigint, throttles bigint,
+        breaker_openings bigint, bytes_sent bigint, bytes_received bigint, answer_time double precision, latency bigint[],
+        stats_reset timestamptz'),
+    ('pg_stat_accord_database', 'transactions bigint, events bigint, captured bigint, received bigint, duplicates bigint,
+        repeated bigint, conflicts bigint, dispatcher_starts bigint, stats_reset timestamptz'),
     ('progress', 'job bigint, channel text, account text, mode text, state text, done bigint, total bigint, delivered
         bigint, failed bigint, passed bigint, rate double precision, first_seq bigint, last_seq bigint, at_seq bigint,
         topic text, key text, created_at timestamptz, started_at timestamptz, finished_at timestamptz, reason text,
@@ -318,6 +325,8 @@ INSERT INTO expected_function VALUES
     ('pause(channel text, account text, reason text, until timestamptz) void'),
     ('reseal() bigint'),
     ('resume(channel text, account text, reason text) boolean'),
+    ('latency_bounds() double precision[]'),
+    ('stat_reset(channel text, account text) void'),
     ('adopt() void'),
     ('launch() void'),
     ('receive(source text, event_id text, topic text, key text, changes jsonb, occurred_at timestamptz, revision
@@ -447,6 +456,8 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['rule']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['claims', 'claim_resource']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['pg_stat_accord', 'pg_stat_accord_database']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['endpoint_counters', 'database_counters', 'latency_bounds']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['progress', 'replay_job', 'replay_log']), 'SELECT'
@@ -464,6 +475,7 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
                                         unnest(ARRAY['INSERT', 'UPDATE']) p
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['manage', 'unmanage', 'set_policy', 'drop_policy', 'override', 'what_if', 'check_policy']), 'EXECUTE'
+    UNION SELECT unnest(ARRAY['stat_reset', 'reset_counters']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['replay', 'backfill', 'cancel_replay']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping',
                               'check_mapping_function', 'receive_webhook', 'expose_webhook']), 'EXECUTE'

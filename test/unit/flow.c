@@ -481,6 +481,10 @@ check_gauge(void)
 		now += SECOND / 100;
 		accord_gauge_attempt(&gauge, i % 10 != 0, 20.0 + i % 100, now);
 	}
+	check(accord_gauge_bucket(0) == 0 && accord_gauge_bucket(0.5) == 0 &&
+		  accord_gauge_bucket(0.51) == 1 && accord_gauge_bucket(1000) == 10 &&
+		  accord_gauge_bucket(30001) == ACCORD_GAUGE_BOUNDS,
+		  "gauge: a latency is in the first class that reaches it");
 	rate = accord_gauge_delivered(&gauge, 0, now);
 	check(rate > 89 && rate < 91, "gauge: 90 a second, over a minute");
 	rate = accord_gauge_failed(&gauge, 1, now);
