@@ -106,6 +106,7 @@ BEGIN
         EXECUTE pg_catalog.format('CREATE TABLE accord.conflict_log_%s PARTITION OF accord.conflict_log FOR VALUES IN (%s)', s, s);
         EXECUTE pg_catalog.format('CREATE UNIQUE INDEX conflict_log_%s_id ON accord.conflict_log_%s (conflict_id)', s, s);
         EXECUTE pg_catalog.format('CREATE INDEX conflict_log_%s_key ON accord.conflict_log_%s (managed, key)', s, s);
+        EXECUTE pg_catalog.format('CREATE INDEX conflict_log_%s_recorded_at ON accord.conflict_log_%s USING brin (recorded_at) WITH (pages_per_range = 32)', s, s);
         EXECUTE pg_catalog.format('CREATE TABLE accord.change_log_%s PARTITION OF accord.change_log FOR VALUES IN (%s) WITH (autovacuum_vacuum_insert_scale_factor = 0.05)', s, s);
         EXECUTE pg_catalog.format('CREATE INDEX change_log_%s_recorded_at ON accord.change_log_%s USING brin (recorded_at) WITH (pages_per_range = 32)', s, s);
     END LOOP;

@@ -13,7 +13,7 @@ GRANT SELECT ON accord.status, accord.progress, accord.pg_stat_accord, accord.pg
     accord.consumer_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION accord.endpoint_state(text, text), accord.endpoint_counters(text, text),
     accord.database_counters(), accord.latency_bounds(), accord.ring_slots(), accord.consumer_position(bigint),
-    accord.safe_seq() TO pg_monitor;
+    accord.safe_seq(), accord.watch(text, integer), accord.bar(double precision, double precision, integer) TO pg_monitor;
 
 -- Helpers instead of roles of our own: the application's roles get what a writer, auditor or admin needs.
 CREATE FUNCTION accord.check_role(role regrole) RETURNS void
@@ -69,6 +69,10 @@ BEGIN
     EXECUTE format('GRANT SELECT ON accord.rule TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.endpoint_counters(text, text), accord.database_counters(), '
                    'accord.latency_bounds() TO %s', role);
+    EXECUTE (SELECT format('GRANT EXECUTE ON FUNCTION %s TO %s', string_agg(p.oid::regprocedure::text, ', '), role)
+             FROM pg_proc p WHERE p.pronamespace = 'accord'::regnamespace
+               AND p.proname IN ('watch', 'bar', 'report', 'report_text', 'report_number', 'report_table', 'report_ceiling',
+                                 'report_plot', 'report_span', 'report_style', 'report_attempts', 'report_waiting', 'report_conflicts', 'report_tables'));
     EXECUTE format('GRANT SELECT ON accord.claims, accord.claim_resource TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.captured, accord.captured_shape, accord.captured_baseline TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), accord.captured_id(regclass), '

@@ -197,7 +197,7 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT 
               $$SELECT name FROM expected WHERE name NOT IN ('http_request', 'message')$$,
               'the tables and views are those that README names');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
-              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks', 'conflict', 'progress'], 'the views are views');
+              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks', 'conflict', 'progress', 'pg_stat_accord', 'pg_stat_accord_database'], 'the views are views');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
               ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log', 'consumer_log',
                     'inbox', 'idempotency_key', 'conflict_log', 'change_log', 'replay_log'],
@@ -326,6 +326,9 @@ INSERT INTO expected_function VALUES
     ('reseal() bigint'),
     ('resume(channel text, account text, reason text) boolean'),
     ('latency_bounds() double precision[]'),
+    ('watch(channel text, max integer) TABLE(endpoint text, state text, owed bigint, waiting text, per_second numeric, delivering text,
+        failing numeric, p50_ms numeric, p99_ms numeric, oldest interval, note text)'),
+    ('report(since timestamptz, until timestamptz, channel text) text'),
     ('stat_reset(channel text, account text) void'),
     ('adopt() void'),
     ('launch() void'),
@@ -457,6 +460,8 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['claims', 'claim_resource']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['pg_stat_accord', 'pg_stat_accord_database']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['watch', 'bar', 'report', 'report_text', 'report_number', 'report_table', 'report_ceiling', 'report_plot',
+                                  'report_span', 'report_style', 'report_attempts', 'report_waiting', 'report_conflicts', 'report_tables']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['endpoint_counters', 'database_counters', 'latency_bounds']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
