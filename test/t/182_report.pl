@@ -18,7 +18,7 @@ sub report { my ($arguments) = @_; $page = value("SELECT accord.report($argument
 sub found
 {
     my ($path) = @_;
-    $path =~ s{/(\w)}{/h:$1}g;
+    $path =~ s{(/|\[)(?!s:|position|last|starts)([a-z])}{$1h:$2}g;
     return value(qq{SELECT array_to_string(xpath(\$p\$$path\$p\$, xmlparse(document \$page\$$page\$page\$),
         ARRAY[ARRAY['h', 'http://www.w3.org/1999/xhtml'], ARRAY['s', 'http://www.w3.org/2000/svg']]), '|')});
 }
@@ -41,10 +41,12 @@ events($node, (map { { topic => 'rate', key => $_ } } 1 .. 20, 'never', 'again')
     { topic => 'message', account => q{<a href="x">&'</a>} }, map { { topic => 'lost', key => $_ } } 1 .. 3);
 wait_for_rows($node, q{SELECT (SELECT count(*) FROM accord.attempt_log WHERE outcome = 'delivered'),
     (SELECT count(*) FROM accord.dead_letter), (SELECT state FROM accord.status WHERE channel = 'gone')}, '22|1|broken');
-value(q{INSERT INTO accord.conflict_log (conflict_id, recorded_at, managed, slot, key, rule, held, winner_source, loser_source)
-    SELECT nextval('accord.conflict_seq'), now(), 1, 0, 'k', 'latest', g > 2, 'a', 'b' FROM generate_series(1, 5) g})
-  if value(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'accord.conflict_log'::regclass AND tgname = 'log_guard'}) eq '0';
+value(q{CREATE TABLE room (id text PRIMARY KEY, price int); SELECT accord.manage('room'); SELECT accord.set_policy('room', '*', 'latest');
+    INSERT INTO accord.source (name) VALUES ('x'), ('y');
+    SELECT accord.receive(s, s || g, target => 'room', key => g::text, changes => jsonb_build_object('price', ascii(s)), occurred_at => t)
+    FROM generate_series(1, 3) g, (VALUES ('x', now()), ('y', now() - interval '1 hour')) v (s, t)});
 my $conflicts = value('SELECT count(*) FROM accord.conflict_log');
+cmp_ok($conflicts, '>=', 3, 'there are conflicts');
 
 report(q{now() - interval '10 minutes'});
 is(found('count(//figure)') . found("count(//s:svg[\@role='img'][s:title][s:desc])"), '55', 'a page of all there is has titles for who does not see');
@@ -57,7 +59,7 @@ is(found("sum(//figure[\@id='throughput']//tbody//td[2])"), '22', 'the numbers o
 is(found("sum(//figure[\@id='conflicts']//td[position() > 1])"), $conflicts, '... of conflicts, too');
 is(found("string(//figure[\@id='backlog']//tbody/tr[last()]/td[2])"), '3', 'what waits is what is owed');
 cmp_ok(found("number(//figure[\@id='delay']//tbody/tr[td[2] != ''][last()]/td[2])"), '>', 0, 'the time from commit to delivery is there');
-is(found("string(//section[\@id='endpoints']//tr[td[1] = 'sms'][td[2] != '']/td[2])"), q{<a href="x">&'</a>},
+is(found("string(//section[\@id='endpoints']//tr[td[1] = 'sms'][td[2] != '']/td[2])"), q{&lt;a href="x"&gt;&amp;'&lt;/a&gt;},
     'names are what they are, and no markup');
 like(found("string(//section[\@id='errors']//tr[td[2] = 'rejected']/td[4])"), qr/422/, 'errors are listed');
 is(found("string(//section[\@id='states']//tr[td[2] = 'gone']/td[4])"), 'open', 'and what became of endpoints');
