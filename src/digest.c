@@ -24,8 +24,9 @@
  */
 #include "postgres.h"
 
+#include <openssl/evp.h>
+
 #include "catalog/pg_type.h"
-#include "common/cryptohash.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "port/pg_bswap.h"
@@ -34,11 +35,11 @@
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #include "accord.h"
 #include "digest.h"
+#include "json.h"
 
 #define ENCODING_VERSION 1
 #define PREFIX_CONTENT 0x02
@@ -99,46 +100,36 @@ static const AccordEventColumn content_columns[] = {
 
 static StringInfoData buffer = {.data = NULL};
 
-/*
- * One context serves the process. It belongs to a resource owner of its own,
- * as one that belonged to a transaction would go with it.
- */
+static void
+refuse_digest(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INTERNAL_ERROR),
+			 errmsg("could not compute the digest of an event"),
+			 errhint("Check the server's cryptographic library.")));
+}
+
+/* One context serves the process. */
 void
 accord_digest_ready(void)
 {
-	static pg_cryptohash_ctx *context = NULL;
-	ResourceOwner current = CurrentResourceOwner;
-	MemoryContext old;
+	static bool ready = false;
+	AccordHash	nothing;
 
-	if (context != NULL)
+	if (ready)
 		return;
-	old = MemoryContextSwitchTo(TopMemoryContext);
-	CurrentResourceOwner = ResourceOwnerCreate(NULL, "pg_accord digests");
-	PG_TRY();
-	{
-		context = pg_cryptohash_create(PG_SHA256);
-	}
-	PG_FINALLY();
-	{
-		CurrentResourceOwner = current;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	accord_merkle_use(context);
+	if (!accord_merkle_use(EVP_MD_CTX_new()))
+		refuse_digest();
+	accord_digest_gap(&nothing);
 	accord_digest_finish();
+	ready = true;
 }
 
 void
 accord_digest_finish(void)
 {
-	AccordHash	nothing;
-
-	accord_digest_gap(&nothing);
 	if (!accord_merkle_intact())
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not compute the digest of an event"),
-				 errhint("Check the server's cryptographic library.")));
+		refuse_digest();
 }
 
 static void
@@ -279,14 +270,38 @@ put_fields(const Field *fields, int n, const Datum *values, const bool *nulls)
 	}
 }
 
+/* What is encoded last was written by the server: in UTF-8, with its length. */
+static void
+finish_text(int start)
+{
+	uint32		wire;
+
+	if (GetDatabaseEncoding() != PG_UTF8)
+	{
+		char	   *text = pnstrdup(buffer.data + start + sizeof(wire),
+									buffer.len - start - sizeof(wire));
+
+		buffer.len = start;
+		put_bytes(text, strlen(text));
+		pfree(text);
+		return;
+	}
+	wire = pg_hton32((uint32) (buffer.len - start - sizeof(wire)));
+	memcpy(buffer.data + start, &wire, sizeof(wire));
+}
+
+/* As PostgreSQL itself prints it, without a copy. */
 static void
 put_json(Datum value)
 {
 	Jsonb	   *json = DatumGetJsonbP(value);
-	char	   *text = JsonbToCString(NULL, &json->root, VARSIZE(json));
+	int			start = buffer.len;
 
-	put_bytes(text, strlen(text));
-	pfree(text);
+	put_int32(0);
+	accord_json_append(&buffer, json);
+	Assert(strcmp(buffer.data + start + sizeof(int32),
+				  JsonbToCString(NULL, &json->root, VARSIZE(json))) == 0);
+	finish_text(start);
 	if ((Pointer) json != DatumGetPointer(value))
 		pfree(json);
 }
@@ -305,8 +320,7 @@ accord_digest_content(const Datum *values, const bool *nulls,
 		if (!nulls[column - 1])
 			put_json(values[column - 1]);
 	}
-	accord_merkle_hash(PREFIX_CONTENT, buffer.data, buffer.len, NULL, 0,
-					   NULL, 0, content);
+	accord_merkle_hash(PREFIX_CONTENT, buffer.data, buffer.len, content);
 }
 
 void

@@ -147,10 +147,72 @@ append_string(StringInfo out, const char *string, int len)
 	appendStringInfoChar(out, '"');
 }
 
+/*
+ * A numeric's first 16 bits, as they are stored; numeric.c has no interface
+ * to them. The rest are digits of base 10,000.
+ */
+#define NUMERIC_FORM 0xC000		/* and what they are in the short form: */
+#define NUMERIC_FORM_SHORT 0x8000
+#define NUMERIC_NEGATIVE 0x2000
+#define NUMERIC_SCALE 0x1F80	/* decimal digits after the point */
+#define NUMERIC_WEIGHT 0x007F	/* of the first digit, and its sign */
+#define WHOLE_DIGITS 4			/* below 10^16 */
+
+/*
+ * The value of a number that is whole, not negative and not too large, as most
+ * are. False: it is something else.
+ */
+static bool
+read_whole(Numeric number, uint64 *whole)
+{
+	const uint16 *words = (const uint16 *) VARDATA(number);
+	int			n;
+	int			weight;
+
+	*whole = 0;
+	if (!VARATT_IS_4B_U(number))
+		return false;
+	n = (int) (VARSIZE(number) - VARHDRSZ) / (int) sizeof(uint16) - 1;
+	weight = words[0] & NUMERIC_WEIGHT;
+	if ((words[0] & (NUMERIC_FORM | NUMERIC_NEGATIVE | NUMERIC_SCALE)) !=
+		NUMERIC_FORM_SHORT || weight >= WHOLE_DIGITS || n > weight + 1)
+		return false;
+	/* zeros at the end are not stored, nor is zero */
+	for (int i = 0; n > 0 && i <= weight; i++)
+		*whole = *whole * 10000 + (i < n ? words[1 + i] : 0);
+	return true;
+}
+
+static void
+append_whole(StringInfo out, uint64 whole)
+{
+	char		digits[20];
+	int			at = sizeof(digits);
+
+	do
+	{
+		digits[--at] = '0' + whole % 10;
+		whole /= 10;
+	} while (whole > 0);
+	appendBinaryStringInfo(out, &digits[at], sizeof(digits) - at);
+}
+
+static void
+append_number(StringInfo out, Numeric number)
+{
+	uint64		whole;
+
+	if (read_whole(number, &whole))
+		append_whole(out, whole);
+	else
+		appendStringInfoString(out,
+							   DatumGetCString(DirectFunctionCall1(numeric_out,
+																   NumericGetDatum(number))));
+}
+
 static void
 append_scalar(StringInfo out, const JsonbValue *value)
 {
-	Datum		number;
 
 	switch (value->type)
 	{
@@ -161,9 +223,7 @@ append_scalar(StringInfo out, const JsonbValue *value)
 			append_string(out, value->val.string.val, value->val.string.len);
 			break;
 		case jbvNumeric:
-			number = DirectFunctionCall1(numeric_out,
-										 NumericGetDatum(value->val.numeric));
-			appendStringInfoString(out, DatumGetCString(number));
+			append_number(out, value->val.numeric);
 			break;
 		case jbvBool:
 			appendStringInfoString(out, value->val.boolean ? "true" : "false");
@@ -173,39 +233,46 @@ append_scalar(StringInfo out, const JsonbValue *value)
 	}
 }
 
-char	   *
-accord_json_print(Jsonb *json)
+void
+accord_json_append(StringInfo out, Jsonb *json)
 {
 	JsonbIterator *iterator = JsonbIteratorInit(&json->root);
 	JsonbIteratorToken token;
 	JsonbValue	value;
-	StringInfoData out;
 	bool		scalar = false; /* it stands in an array that is none */
 	bool		first = true;	/* nothing stands before it on its level */
 
-	initStringInfo(&out);
-	enlargeStringInfo(&out, VARSIZE(json));
+	enlargeStringInfo(out, VARSIZE(json));
 	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
 	{
 		bool		ends = token == WJB_END_ARRAY || token == WJB_END_OBJECT;
 
 		if (!first && !ends)
-			appendStringInfoString(&out, ", ");
+			appendStringInfoString(out, ", ");
 		first = !ends && token != WJB_ELEM && token != WJB_VALUE;
 		if (token == WJB_BEGIN_ARRAY && value.val.array.rawScalar)
 			scalar = true;
 		else if (token == WJB_BEGIN_ARRAY || token == WJB_BEGIN_OBJECT)
-			appendStringInfoChar(&out, token == WJB_BEGIN_ARRAY ? '[' : '{');
+			appendStringInfoChar(out, token == WJB_BEGIN_ARRAY ? '[' : '{');
 		else if (token == WJB_KEY)
 		{
-			append_string(&out, value.val.string.val, value.val.string.len);
-			appendStringInfoString(&out, ": ");
+			append_string(out, value.val.string.val, value.val.string.len);
+			appendStringInfoString(out, ": ");
 		}
 		else if (ends && !scalar)
-			appendStringInfoChar(&out, token == WJB_END_ARRAY ? ']' : '}');
+			appendStringInfoChar(out, token == WJB_END_ARRAY ? ']' : '}');
 		else if (!ends)
-			append_scalar(&out, &value);
+			append_scalar(out, &value);
 	}
+}
+
+char	   *
+accord_json_print(Jsonb *json)
+{
+	StringInfoData out;
+
+	initStringInfo(&out);
+	accord_json_append(&out, json);
 	return out.data;
 }
 

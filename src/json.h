@@ -7,6 +7,7 @@
 #ifndef ACCORD_JSON_H
 #define ACCORD_JSON_H
 
+#include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 
 /*
@@ -22,6 +23,9 @@ extern JsonbValue *accord_json_path(Jsonb *json, const char *path);
  * third of the time that it takes to make a request.
  */
 extern char *accord_json_print(Jsonb *json);
+
+/* The same, at the end of what is there. */
+extern void accord_json_append(StringInfo out, Jsonb *json);
 
 /* A scalar as text (palloc'd; null: NULL); containers as compact JSON. */
 extern char *accord_json_text(JsonbValue *value);

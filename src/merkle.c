@@ -6,9 +6,9 @@
  * 0x01 and its two children, so that neither can be taken for the other. A
  * tree of n leaves is split at the largest power of two below n.
  *
- * The context for hashing is the caller's, as it belongs to what the caller
- * runs in; one is enough, and making one for each hash would cost as much as
- * the hash.
+ * The context for hashing is the caller's; one is enough. Making one for each
+ * hash, or having the library find SHA-256 anew, would cost more than hashing
+ * the few bytes that there are.
  *
  * On failure nothing is raised: a hash that could not be computed (the
  * system's library refused) is zero, and accord_merkle_intact() says so.
@@ -19,7 +19,8 @@
 #include "postgres.h"
 #endif
 
-#include "common/cryptohash.h"
+#include <openssl/evp.h>
+
 #include "common/sha2.h"
 
 #include "merkle.h"
@@ -30,7 +31,7 @@
 StaticAssertDecl(ACCORD_HASH_BYTES == PG_SHA256_DIGEST_LENGTH,
 				 "a hash is one of SHA-256");
 
-static pg_cryptohash_ctx *context = NULL;
+static EVP_MD_CTX *context = NULL;
 static bool intact = true;
 
 /* A tree whose subtrees are asked for, and the proof that is made of it. */
@@ -43,10 +44,12 @@ typedef struct Prover
 	bool		known;			/* so far */
 } Prover;
 
-void
-accord_merkle_use(pg_cryptohash_ctx *a_context)
+bool
+accord_merkle_use(EVP_MD_CTX *a_context)
 {
 	context = a_context;
+	return context != NULL &&
+		EVP_DigestInit_ex(context, EVP_sha256(), NULL) == 1;
 }
 
 bool
@@ -55,18 +58,16 @@ accord_merkle_intact(void)
 	return intact;
 }
 
+/* Begins with the algorithm that the context has: it is looked up only once. */
 void
-accord_merkle_hash(uint8 prefix, const void *part1, size_t len1,
-				   const void *part2, size_t len2,
-				   const void *part3, size_t len3, AccordHash *result)
+accord_merkle_hash(uint8 prefix, const void *data, size_t len,
+				   AccordHash *result)
 {
 	if (context == NULL ||
-		pg_cryptohash_init(context) < 0 ||
-		pg_cryptohash_update(context, &prefix, 1) < 0 ||
-		(len1 > 0 && pg_cryptohash_update(context, part1, len1) < 0) ||
-		(len2 > 0 && pg_cryptohash_update(context, part2, len2) < 0) ||
-		(len3 > 0 && pg_cryptohash_update(context, part3, len3) < 0) ||
-		pg_cryptohash_final(context, result->bytes, ACCORD_HASH_BYTES) < 0)
+		EVP_DigestInit_ex(context, NULL, NULL) != 1 ||
+		EVP_DigestUpdate(context, &prefix, 1) != 1 ||
+		EVP_DigestUpdate(context, data, len) != 1 ||
+		EVP_DigestFinal_ex(context, result->bytes, NULL) != 1)
 	{
 		memset(result, 0, sizeof(*result));
 		intact = false;
@@ -76,7 +77,7 @@ accord_merkle_hash(uint8 prefix, const void *part1, size_t len1,
 void
 accord_merkle_leaf(const void *data, size_t len, AccordHash *result)
 {
-	accord_merkle_hash(PREFIX_LEAF, data, len, NULL, 0, NULL, 0, result);
+	accord_merkle_hash(PREFIX_LEAF, data, len, result);
 }
 
 void
@@ -85,8 +86,7 @@ accord_merkle_node(const AccordHash *left, const AccordHash *right,
 {
 	AccordHash	children[2] = {*left, *right};
 
-	accord_merkle_hash(PREFIX_NODE, children, sizeof(children), NULL, 0,
-					   NULL, 0, result);
+	accord_merkle_hash(PREFIX_NODE, children, sizeof(children), result);
 }
 
 /* As in adding one to a binary number: what is carried becomes a node. */
@@ -110,8 +110,9 @@ accord_frontier_root(const AccordFrontier *frontier, AccordHash *root)
 	if (frontier->size == 0)
 	{
 		/* of nothing: SHA-256 of no bytes */
-		if (context == NULL || pg_cryptohash_init(context) < 0 ||
-			pg_cryptohash_final(context, root->bytes, ACCORD_HASH_BYTES) < 0)
+		if (context == NULL ||
+			EVP_DigestInit_ex(context, NULL, NULL) != 1 ||
+			EVP_DigestFinal_ex(context, root->bytes, NULL) != 1)
 			intact = false;
 		return;
 	}

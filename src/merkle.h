@@ -16,18 +16,19 @@ typedef struct AccordHash
 	uint8		bytes[ACCORD_HASH_BYTES];
 } AccordHash;
 
-struct pg_cryptohash_ctx;
+struct evp_md_ctx_st;
 
-/* The context for SHA-256 that all of these use; set before any other call. */
-extern void accord_merkle_use(struct pg_cryptohash_ctx *context);
+/*
+ * The context for SHA-256 that all of these use; set before any other call.
+ * False: the library of hashes has none.
+ */
+extern bool accord_merkle_use(struct evp_md_ctx_st *context);
 
 /* Whether every hash so far could be computed; one that could not is zero. */
 extern bool accord_merkle_intact(void);
 
-/* SHA-256 of one byte that says what it is, and up to three parts. */
-extern void accord_merkle_hash(uint8 prefix, const void *part1, size_t len1,
-							   const void *part2, size_t len2,
-							   const void *part3, size_t len3,
+/* SHA-256 of one byte that says what it is, and of the data. */
+extern void accord_merkle_hash(uint8 prefix, const void *data, size_t len,
 							   AccordHash *result);
 extern void accord_merkle_leaf(const void *data, size_t len,
 							   AccordHash *result);
