@@ -16,14 +16,7 @@ CREATE VIEW accord.outbox AS
            e.expires_at, e.priority, e.idempotency_key, e.headers, e.occurred_at, e.recorded_at, e.tx_id, e.ord
     FROM accord.event_log e
     WHERE (e.slot, e.tx_id, e.ord) IN (SELECT o.event_slot, o.tx_id, o.ord FROM accord.owed() o);
-ALTER VIEW accord.outbox ALTER COLUMN op SET DEFAULT 'event';
-ALTER VIEW accord.outbox ALTER COLUMN priority SET DEFAULT 1;
--- A view's triggers cannot be ENABLE ALWAYS: with session_replication_role = replica they are passed over, and the event
--- would be lost without a word. Defaults are computed in any case.
-CREATE FUNCTION accord.outbox_event_id() RETURNS uuid
-    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_outbox_event_id';
-COMMENT ON FUNCTION accord.outbox_event_id() IS 'internal: null, to be filled in by the trigger; raises where triggers do not fire';
-ALTER VIEW accord.outbox ALTER COLUMN event_id SET DEFAULT accord.outbox_event_id();
+-- No defaults: each would be parsed, planned and computed by every INSERT; the trigger knows them.
 COMMENT ON VIEW accord.outbox IS 'INSERT an event here; SELECT shows the events still owed to some channel';
 COMMENT ON COLUMN accord.outbox.event_id IS 'UUID version 7, given by INSERT ... RETURNING; channels see it as the idempotency key';
 COMMENT ON COLUMN accord.outbox.topic IS 'what kind of thing this is about, such as rate.changed; routes match it. Topics beginning with "accord." are reserved';

@@ -5,8 +5,6 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA accord FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA accord FROM PUBLIC;
 REVOKE ALL ON SCHEMA accord FROM PUBLIC;
 GRANT USAGE ON SCHEMA accord TO PUBLIC;
--- A default runs as whoever inserts.
-GRANT EXECUTE ON FUNCTION accord.outbox_event_id() TO PUBLIC;
 
 -- What PostgreSQL's own monitors may look at.
 GRANT SELECT ON accord.status, accord.progress, accord.pg_stat_accord, accord.pg_stat_accord_database, accord.ring,

@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
@@ -28,6 +29,7 @@
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/extension.h"
+#include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -40,6 +42,7 @@
 #include "compat.h"
 #include "db.h"
 #include "lifecycle.h"
+#include "outbox.h"
 #include "shmem.h"
 
 static ProcessUtility_hook_type next_process_utility = NULL;
@@ -171,6 +174,16 @@ wake_for_prepared(Node *stmt)
 		accord_shmem_wake_dispatchers();
 }
 
+/* COPY does without the executor: the outbox is told of it here. */
+static void
+look_at_copy(Node *stmt)
+{
+	if (IsA(stmt, CopyStmt) && ((CopyStmt *) stmt)->is_from &&
+		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		accord_outbox_refuse_replica(RangeVarGetRelid(((CopyStmt *) stmt)->relation,
+													  NoLock, true));
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string,
 				bool read_only_tree, ProcessUtilityContext context,
@@ -183,6 +196,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	{
 		bool		concerned = accord_captured_concerns(pstmt->utilityStmt);
 
+		look_at_copy(pstmt->utilityStmt);
 		if (concerned)
 			accord_captured_follow(true);
 		process_next(pstmt, query_string, read_only_tree, context, params,

@@ -5,6 +5,10 @@
  * row is checked in full before anything is written: what is wrong with it is
  * said now, not at delivery.
  *
+ * A view's triggers cannot be ENABLE ALWAYS: with session_replication_role =
+ * replica they are passed over, and the event would be lost without a word. So
+ * every query is looked at before it begins, and COPY by lifecycle.c.
+ *
  * On failure the statement raises and the transaction decides.
  */
 #include "postgres.h"
@@ -13,7 +17,9 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "executor/executor.h"
 #include "fmgr.h"
+#include "parser/parsetree.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -23,6 +29,7 @@
 
 #include "accord.h"
 #include "config.h"
+#include "db.h"
 #include "log.h"
 #include "outbox.h"
 
@@ -51,7 +58,6 @@ static const struct
 	{ACCORD_EVENT_ORD, "ord"}
 };
 
-PG_FUNCTION_INFO_V1(accord_outbox_event_id);
 PG_FUNCTION_INFO_V1(accord_outbox_insert);
 PG_FUNCTION_INFO_V1(accord_outbox_refuse);
 PG_FUNCTION_INFO_V1(accord_control_append);
@@ -283,23 +289,6 @@ accord_outbox_insert(PG_FUNCTION_ARGS)
 	return PointerGetDatum(heap_form_tuple(desc, row, row_nulls));
 }
 
-/* Default of event_id, computed for every INSERT. */
-Datum
-accord_outbox_event_id(PG_FUNCTION_ARGS)
-{
-	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot insert into accord.outbox while "
-						"session_replication_role is replica"),
-				 errdetail("Its trigger does not fire there, and the event "
-						   "would be lost."),
-				 errhint("Set session_replication_role to origin for the "
-						 "INSERT; changes that are replicated were written "
-						 "down where they were made.")));
-	PG_RETURN_NULL();
-}
-
 Datum
 accord_outbox_refuse(PG_FUNCTION_ARGS)
 {
@@ -309,6 +298,47 @@ accord_outbox_refuse(PG_FUNCTION_ARGS)
 			 errhint("An event is for good; INSERT one that says what is true "
 					 "now, or give up its deliveries with accord.discard().")));
 	PG_RETURN_NULL();
+}
+
+static ExecutorStart_hook_type next_executor_start = NULL;
+
+void
+accord_outbox_refuse_replica(Oid relid)
+{
+	if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA ||
+		!OidIsValid(relid) || relid != accord_db_relid_if_any("outbox"))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("cannot insert into accord.outbox while "
+					"session_replication_role is replica"),
+			 errdetail("Its trigger does not fire there, and the event "
+					   "would be lost."),
+			 errhint("Set session_replication_role to origin for the "
+					 "INSERT; changes that are replicated were written "
+					 "down where they were made.")));
+}
+
+static void
+start_query(QueryDesc *query, int flags)
+{
+	ListCell   *lc;
+
+	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		foreach(lc, query->plannedstmt->resultRelations)
+			accord_outbox_refuse_replica(rt_fetch(lfirst_int(lc),
+												  query->plannedstmt->rtable)->relid);
+	if (next_executor_start != NULL)
+		next_executor_start(query, flags);
+	else
+		standard_ExecutorStart(query, flags);
+}
+
+void
+accord_outbox_init(void)
+{
+	next_executor_start = ExecutorStart_hook;
+	ExecutorStart_hook = start_query;
 }
 
 /* accord.control_append(topic, payload): a decision, as an event of ours. */

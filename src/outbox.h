@@ -12,4 +12,11 @@
  */
 extern void accord_outbox_check(const Datum *values, const bool *nulls);
 
+/*
+ * Raises when the relation is written to, is the outbox, and its triggers do
+ * not fire in this session. Has every query looked at for that.
+ */
+extern void accord_outbox_refuse_replica(Oid relid);
+extern void accord_outbox_init(void);
+
 #endif							/* ACCORD_OUTBOX_H */

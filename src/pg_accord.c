@@ -18,6 +18,7 @@
 #include "http.h"
 #include "launcher.h"
 #include "lifecycle.h"
+#include "outbox.h"
 #include "shmem.h"
 
 PG_MODULE_MAGIC;
@@ -33,6 +34,7 @@ _PG_init(void)
 	accord_shmem_init();
 	accord_counter_init();
 	accord_lifecycle_init();
+	accord_outbox_init();
 	accord_capture_init();
 	accord_launcher_init();
 }

@@ -177,6 +177,11 @@ SELECT pg_temp.try($$INSERT INTO accord.outbox (topic) VALUES ('ob.x') ON CONFLI
 -- Where triggers do not fire the event would be lost: that is refused, too.
 SET session_replication_role = replica;
 SELECT pg_temp.try('topic', 'ob.x');
+SELECT pg_temp.try($$INSERT INTO accord.outbox (event_id, topic) VALUES (gen_random_uuid(), 'ob.x')$$);
+SELECT pg_temp.try($$WITH i AS (INSERT INTO accord.outbox (topic) VALUES ('ob.x') RETURNING 1) SELECT * FROM i$$);
+SELECT pg_temp.try($$DELETE FROM accord.outbox$$);
+SELECT pg_temp.try($$COPY accord.outbox (event_id, topic) FROM '/dev/null'$$);
+SELECT count(*) >= 0 AS may_look FROM accord.outbox;
 RESET session_replication_role;
 SELECT count(*) FROM accord.event_log WHERE topic = 'ob.x';
 DELETE FROM accord.channel WHERE name LIKE 'ob_';
