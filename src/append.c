@@ -48,6 +48,7 @@ typedef struct TargetIndex
 	Oid			relid;
 	IndexInfo  *info;
 	AttrNumber	required;		/* only rows in which this is not null; 0: all */
+	bool		locked;			/* since what the target was locked in began */
 } TargetIndex;
 
 typedef struct Target
@@ -63,7 +64,7 @@ typedef struct Target
 	int			n_indexes;
 	TargetIndex *indexes;
 	bool		plain;			/* all indexes are over plain columns */
-	TransactionId locked_by;	/* by whom all of it is locked */
+	TransactionId locked_by;	/* by whom the table is locked */
 	SubTransactionId locked_in;
 } Target;
 
@@ -164,7 +165,7 @@ find_target(const char *table, int slot)
 	return target;
 }
 
-/* NoLock: what this call would lock is locked already. */
+/* NoLock: the table is locked already. */
 static LOCKMODE
 mode_to_lock(const Target *target)
 {
@@ -176,8 +177,16 @@ mode_to_lock(const Target *target)
 }
 
 static void
-insert_entries(Target *target, Relation heap, LOCKMODE lock,
-			   const Datum *values, const bool *nulls)
+forget_index_locks(Target *target)
+{
+	for (int i = 0; i < target->n_indexes; i++)
+		target->indexes[i].locked = false;
+}
+
+/* An index that has no entry for this row is neither opened nor locked. */
+static void
+insert_entries(Target *target, Relation heap, const Datum *values,
+			   const bool *nulls)
 {
 	for (int i = 0; i < target->n_indexes; i++)
 	{
@@ -185,23 +194,25 @@ insert_entries(Target *target, Relation heap, LOCKMODE lock,
 		IndexInfo  *info = entry->info;
 		Datum		entry_values[INDEX_MAX_KEYS];
 		bool		entry_nulls[INDEX_MAX_KEYS];
-		Relation	index = index_open(entry->relid, lock);
+		Relation	index;
 
-		if (entry->required == 0 || !nulls[entry->required - 1])
+		if (entry->required > 0 && nulls[entry->required - 1])
+			continue;
+		index = index_open(entry->relid,
+						   entry->locked ? NoLock : RowExclusiveLock);
+		entry->locked = true;
+		for (int k = 0; k < info->ii_NumIndexAttrs; k++)
 		{
-			for (int k = 0; k < info->ii_NumIndexAttrs; k++)
-			{
-				int			at = info->ii_IndexAttrNumbers[k] - 1;
+			int			at = info->ii_IndexAttrNumbers[k] - 1;
 
-				entry_values[k] = values[at];
-				entry_nulls[k] = nulls[at];
-			}
-			index_insert(index, entry_values, entry_nulls,
-						 &target->row->tts_tid, heap,
-						 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
-						 false, info);
-			accord_index_insert_cleanup(index, info);
+			entry_values[k] = values[at];
+			entry_nulls[k] = nulls[at];
 		}
+		index_insert(index, entry_values, entry_nulls,
+					 &target->row->tts_tid, heap,
+					 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+					 false, info);
+		accord_index_insert_cleanup(index, info);
 		index_close(index, NoLock);
 	}
 }
@@ -227,7 +238,9 @@ accord_append_row(const char *table, int slot, Datum *values, bool *nulls)
 	ExecStoreHeapTuple(tuple, target->row, false);
 	table_tuple_insert(heap, target->row, GetCurrentCommandId(true),
 					   TABLE_INSERT_SKIP_FSM, NULL);
-	insert_entries(target, heap, lock, values, nulls);
+	if (lock != NoLock)
+		forget_index_locks(target);
+	insert_entries(target, heap, values, nulls);
 	ExecClearTuple(target->row);
 	heap_freetuple(tuple);
 	table_close(heap, NoLock);
