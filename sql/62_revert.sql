@@ -95,7 +95,12 @@ DECLARE
     steps jsonb[];
 BEGIN
     WITH RECURSIVE event AS MATERIALIZED (
-        SELECT e.table_id, e.key, e.seq, e.ord, e.op,
+        SELECT e.table_id, e.key, e.seq, e.ord,
+               -- An insert that says what the row was, and is not the second half of a change of the key: an update made
+               -- the row meet the table's condition.
+               CASE WHEN e.op = 'insert' AND e.before IS NOT NULL
+                         AND (lag(e.ord) OVER w = e.ord - 1 AND lag(e.op) OVER w = 'delete'
+                              AND lag(e.before) OVER w = e.payload || e.before) IS NOT TRUE THEN 'update' ELSE e.op END AS op,
                -- as columns are called now
                CASE WHEN s.table_id IS NULL THEN e.payload ELSE accord.reshape(e.payload, e.table_id, e.seq, e.ord) END AS payload,
                CASE WHEN s.table_id IS NULL THEN e.before ELSE accord.reshape(e.before, e.table_id, e.seq, e.ord) END AS before,
@@ -178,7 +183,7 @@ BEGIN
                jsonb_object_agg(d.c, jsonb_build_object('from', current -> d.c, 'to', old -> d.c)) FILTER (WHERE d.is_restored),
                jsonb_object_agg(d.c, jsonb_build_object('from', current -> d.c, 'to', old -> d.c)) FILTER (WHERE NOT d.is_restored)
         INTO target, changes, kept
-        FROM (SELECT c, mode = 'force' OR (new ? c AND current -> c = new -> c) AS is_restored FROM unnest(columns) c
+        FROM (SELECT c, mode = 'force' OR coalesce(new ? c AND current -> c = new -> c, false) AS is_restored FROM unnest(columns) c
               WHERE old ? c AND (new IS NULL OR old -> c IS DISTINCT FROM new -> c)
                 AND current -> c IS DISTINCT FROM old -> c) d;
         IF kept IS NOT NULL THEN

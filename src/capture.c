@@ -271,8 +271,10 @@ has_part(const Trigger *trigger, const char *part)
 	return trigger->tgnargs > 1 && strcmp(trigger->tgargs[1], part) == 0;
 }
 
+/* entered: the row as it was before an update made it meet the condition. */
 static void
-capture_insert(const AccordCapture *capture, TupleTableSlot *row)
+capture_insert(const AccordCapture *capture, TupleTableSlot *row,
+			   TupleTableSlot *entered)
 {
 	AccordRowImage image;
 
@@ -283,6 +285,11 @@ capture_insert(const AccordCapture *capture, TupleTableSlot *row)
 		moved = NULL;
 		accord_rowevent_move(capture, &old_row->row, row);
 		MemoryContextDelete(old_row->context);
+		return;
+	}
+	if (entered != NULL)
+	{
+		accord_rowevent_enter(capture, entered, row);
 		return;
 	}
 	accord_rowevent_image(capture, row, &image);
@@ -301,13 +308,13 @@ capture_delete(const AccordCapture *capture, TupleTableSlot *row)
 /* A change of a row, whatever statement made it; NULL: there was, or is, none. */
 static void
 capture_change(const AccordCapture *capture, TupleTableSlot *old_row,
-			   TupleTableSlot *new_row)
+			   TupleTableSlot *new_row, TupleTableSlot *entered)
 {
 	if (moved != NULL && !(old_row == NULL && takes_place_of_moved(capture)) &&
 		moved->depth == trigger_depth())
 		settle_moved();
 	if (old_row == NULL && new_row != NULL)
-		capture_insert(capture, new_row);
+		capture_insert(capture, new_row, entered);
 	else if (old_row != NULL && new_row == NULL)
 	{
 		if (is_moved(old_row))
@@ -326,6 +333,7 @@ accord_capture_row(PG_FUNCTION_ARGS)
 	TriggerData *data = (TriggerData *) fcinfo->context;
 	TupleTableSlot *old_row;
 	TupleTableSlot *new_row;
+	TupleTableSlot *entered;
 	AccordCapture *capture;
 	bool		nests;
 
@@ -339,8 +347,9 @@ accord_capture_row(PG_FUNCTION_ARGS)
 						"accord.capture()"),
 				 errhint("Call accord.capture() to have a table captured.")));
 	capture = find_capture(data, &nests);
-	old_row = TRIGGER_FIRED_BY_INSERT(data->tg_event) ||
-		has_part(data->tg_trigger, "enter") ? NULL : data->tg_trigslot;
+	entered = has_part(data->tg_trigger, "enter") ? data->tg_trigslot : NULL;
+	old_row = TRIGGER_FIRED_BY_INSERT(data->tg_event) || entered != NULL ?
+		NULL : data->tg_trigslot;
 	new_row = TRIGGER_FIRED_BY_INSERT(data->tg_event) ? data->tg_trigslot :
 		TRIGGER_FIRED_BY_DELETE(data->tg_event) ||
 		has_part(data->tg_trigger, "leave") ? NULL : data->tg_newslot;
@@ -350,7 +359,7 @@ accord_capture_row(PG_FUNCTION_ARGS)
 			return PointerGetDatum(NULL);
 		new_row = accord_nest_latest(data->tg_relation, new_row);
 	}
-	capture_change(capture, old_row, new_row);
+	capture_change(capture, old_row, new_row, entered);
 	if (new_row != NULL && new_row != data->tg_trigslot &&
 		new_row != data->tg_newslot)
 		ExecDropSingleTupleTableSlot(new_row);

@@ -8,6 +8,9 @@
  *   - payload is the row as it is, before what it was: for an update, and the
  *     second half of a change of the key, the old values of what changed; for
  *     what is gone all of it.
+ *   - A row that an update made meet the condition is an insert, and `before`
+ *     what the columns that changed, and those of the key, were: so it is
+ *     never empty, and told from the insert of a new row.
  *   - An update that changes none of the captured columns is no event.
  *   - An update that changes the key, or the account, is two: the delete of
  *     the old one and the insert of the new one, in this order, next to each
@@ -374,6 +377,27 @@ accord_rowevent_update(const AccordCapture *capture, TupleTableSlot *old_row,
 	accord_rowevent_append(capture,
 						   is_other ? ACCORD_ROW_INSERT : ACCORD_ROW_UPDATE,
 						   &image, before);
+}
+
+void
+accord_rowevent_enter(const AccordCapture *capture, TupleTableSlot *old_row,
+					  TupleTableSlot *new_row)
+{
+	bool		told[MaxTupleAttributeNumber];
+	AccordRowImage image;
+	Jsonb	   *before;
+
+	slot_getallattrs(old_row);
+	slot_getallattrs(new_row);
+	(void) accord_image_compare(capture->image, old_row->tts_values,
+								old_row->tts_isnull, new_row->tts_values,
+								new_row->tts_isnull, told);
+	for (int i = 0; i < capture->n_keys; i++)
+		told[capture->keys[i]] = true;
+	before = accord_image_build(capture->image, old_row->tts_values,
+								old_row->tts_isnull, told);
+	accord_rowevent_image(capture, new_row, &image);
+	accord_rowevent_append(capture, ACCORD_ROW_INSERT, &image, before);
 }
 
 static bool

@@ -54,7 +54,12 @@ extern void accord_rowevent_update(const AccordCapture *capture,
 								   TupleTableSlot *old_row,
 								   TupleTableSlot *new_row);
 
-/* The same, of a row that had another layout before; capture: of the new. */
+/* An update by which the row came to meet the table's condition: an insert. */
+extern void accord_rowevent_enter(const AccordCapture *capture,
+								  TupleTableSlot *old_row,
+								  TupleTableSlot *new_row);
+
+/* An update, of a row that had another layout before; capture: of the new. */
 extern void accord_rowevent_move(const AccordCapture *capture,
 								 const AccordRowImage *old_row,
 								 TupleTableSlot *new_row);

@@ -207,7 +207,8 @@ SELECT finished_at IS NULL AS goes_on FROM accord.captured_baseline WHERE table_
 DO $$ BEGIN WHILE accord.baseline('cp.old', 1000) >= 1000 LOOP COMMIT; END LOOP; END $$;
 SELECT finished_at IS NULL AS goes_on, events FROM accord.captured_baseline WHERE table_id = :old;
 SELECT accord.baseline('cp.old');
-SELECT op, before, channels, count(*) FROM accord.event_log WHERE table_id = :old AND topic = 'old' GROUP BY 1, 2, 3 ORDER BY 1, 4 DESC LIMIT 3;
+SELECT op, CASE WHEN before = '{}' THEN 'baseline' WHEN before ? 'id' THEN 'came to meet it' ELSE 'changed' END AS kind, channels, count(*)
+    FROM accord.event_log WHERE table_id = :old AND topic = 'old' GROUP BY 1, 2, 3 ORDER BY 1, 2;
 SELECT count(*) FROM cp.old o WHERE v > 5 AND NOT EXISTS
     (SELECT FROM accord.event_log e WHERE table_id = :old AND key COLLATE "C" = o.id::text AND payload = to_jsonb(o));
 
