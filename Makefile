@@ -23,6 +23,11 @@ CURL_LIBS := $(shell pkg-config --libs libcurl 2>/dev/null || curl-config --libs
 CRYPTO_LIBS := $(shell pkg-config --libs libcrypto 2>/dev/null || echo -lcrypto)
 ZLIB_LIBS := $(shell pkg-config --libs zlib 2>/dev/null || echo -lz)
 
+# iCalendar feeds: a library of its own, loaded when the first one is read. WITH_ICAL=no leaves it out, =yes insists on it.
+WITH_ICAL ?= $(shell pkg-config --exists libical 2>/dev/null && echo yes || echo no)
+ICAL_MODULE := $(if $(filter yes,$(WITH_ICAL)),pg_accord_ical.so)
+EXTRA_CLEAN = pg_accord_ical.so
+
 PG_CPPFLAGS = $(CURL_CFLAGS)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
 # PostgreSQL 15 loads libraries RTLD_GLOBAL: without this a function of ours that is named like one of the server's is
@@ -49,6 +54,22 @@ all install installcheck:
 endif
 
 $(OBJS): $(wildcard src/*.h) Makefile
+
+all: $(ICAL_MODULE)
+
+pg_accord_ical.so: src/ical/pg_accord_ical.c src/ical.h Makefile
+	$(CC) $(filter-out -I./src,$(CPPFLAGS)) $(CFLAGS) $(CFLAGS_SL) -shared -Wl,-Bsymbolic-functions -o $@ $< \
+		$(shell pkg-config --cflags --libs libical)
+
+install: $(if $(ICAL_MODULE),install-ical)
+uninstall: uninstall-ical
+
+install-ical: $(ICAL_MODULE)
+	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'
+	$(INSTALL_SHLIB) $(ICAL_MODULE) '$(DESTDIR)$(pkglibdir)/'
+
+uninstall-ical:
+	rm -f '$(DESTDIR)$(pkglibdir)/pg_accord_ical.so'
 
 pg_accord--1.0.sql: $(sort $(wildcard sql/[0-9]*.sql))
 	cat $^ > $@
@@ -77,4 +98,4 @@ indent:
 check-format:
 	test/indent --check
 
-.PHONY: all test test-majors demo bench chaos lint indent check-format
+.PHONY: install-ical uninstall-ical all test test-majors demo bench chaos lint indent check-format

@@ -11,6 +11,7 @@ CREATE TABLE accord.source (
     tolerance interval NOT NULL DEFAULT '5 min' CHECK (tolerance BETWEEN interval '1 s' AND interval '1 day'),
     mapping jsonb,
     mapping_function text,
+    polls text[] NOT NULL DEFAULT '{}',
     owner text NOT NULL DEFAULT CURRENT_USER,
     description text,
     CONSTRAINT mapping_or_mapping_function CHECK (mapping IS NULL OR mapping_function IS NULL)
@@ -24,6 +25,7 @@ COMMENT ON COLUMN accord.source.verify IS 'how a webhook''s signature is checked
 COMMENT ON COLUMN accord.source.tolerance IS 'how old, or how far in the future, a signed webhook may be';
 COMMENT ON COLUMN accord.source.mapping IS 'what a webhook means: an object of event_id, topic, target, key, changes, occurred_at, revision, op and account, each a JSON path ("$...") over the body, with $headers, or a constant';
 COMMENT ON COLUMN accord.source.mapping_function IS 'FUNCTION f(headers jsonb, body jsonb) RETURNS SETOF accord.message, run as the owner; instead of mapping';
+COMMENT ON COLUMN accord.source.polls IS 'names of feeds to be polled when a webhook of it was received';
 COMMENT ON COLUMN accord.source.owner IS 'the role that a webhook''s mapping function and its changes to tables run as';
 
 -- message: what is received, as a mapping function gives it; in accord.receive() they are arguments, in the batch form
@@ -96,51 +98,55 @@ END
 $$;
 COMMENT ON FUNCTION accord.check_verify(jsonb) IS 'internal: raises unless accord.source.verify can be used';
 
-CREATE FUNCTION accord.check_mapping(mapping jsonb) RETURNS void
+CREATE FUNCTION accord.check_mapping(mapping jsonb, whose text DEFAULT 'accord.source') RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     member record;
 BEGIN
     IF jsonb_typeof(mapping) <> 'object' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'mapping of accord.source is not an object',
+            MESSAGE = format('mapping of %s is not an object', whose),
             HINT = 'Write it as in {"topic": "booking.changed", "key": "$.id", "changes": "$.data"}.';
     END IF;
     FOR member IN SELECT m.key, m.value FROM jsonb_each(mapping) m LOOP
         IF member.key NOT IN ('event_id', 'topic', 'target', 'key', 'op', 'changes', 'occurred_at', 'revision', 'account', 'base') THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = format('mapping of accord.source has a member "%s" that is not known', member.key),
+                MESSAGE = format('mapping of %s has a member "%s" that is not known', whose, member.key),
                 HINT = 'Use event_id, topic, target, key, op, changes, occurred_at, revision, account and base.';
+        END IF;
+        IF jsonb_typeof(member.value) = 'object' AND member.key IN ('changes', 'base') THEN
+            PERFORM (o.value #>> '{}')::jsonpath FROM jsonb_each(member.value) o WHERE o.value #>> '{}' LIKE '$%';
+            CONTINUE;
         END IF;
         IF jsonb_typeof(member.value) <> 'string' THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = format('member "%s" of mapping of accord.source is not a string', member.key),
-                HINT = 'Give a JSON path that begins with "$", or a constant.';
+                MESSAGE = format('member "%s" of mapping of %s is not a string', member.key, whose),
+                HINT = 'Give a JSON path that begins with "$", or a constant; for changes and base, an object of them will do.';
         END IF;
         IF member.key = 'target' AND member.value #>> '{}' LIKE '$%' THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = 'target in mapping of accord.source is a path: its sender would choose the table',
+                MESSAGE = format('target in mapping of %s is a path: its sender would choose the table', whose),
                 HINT = 'Give the name of a table with its schema, or write a mapping_function.';
         END IF;
         IF member.value #>> '{}' LIKE '$%' THEN
             PERFORM (member.value #>> '{}')::jsonpath;
         ELSIF member.key = 'target' AND to_regclass(member.value #>> '{}') IS NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'undefined_table',
-                MESSAGE = format('target "%s" in mapping of accord.source does not exist', member.value #>> '{}'),
+                MESSAGE = format('target "%s" in mapping of %s does not exist', member.value #>> '{}', whose),
                 HINT = 'Give the name of a table with its schema.';
         END IF;
     END LOOP;
     IF mapping -> 'topic' IS NULL AND mapping -> 'target' IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'mapping of accord.source has neither topic nor target',
+            MESSAGE = format('mapping of %s has neither topic nor target', whose),
             HINT = 'Say what a message is about: a topic, or a table as target.';
     END IF;
 END
 $$;
-COMMENT ON FUNCTION accord.check_mapping(jsonb) IS 'internal: raises unless accord.source.mapping can be used';
+COMMENT ON FUNCTION accord.check_mapping(jsonb, text) IS 'internal: raises unless the mapping of a source or a feed can be used';
 
 -- The function as given, when it exists and the owner may run it.
-CREATE FUNCTION accord.check_mapping_function(name text, owner text) RETURNS void
+CREATE FUNCTION accord.check_mapping_function(name text, owner text, whose text DEFAULT 'accord.source') RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found regprocedure := to_regprocedure(name || '(jsonb, jsonb)');
@@ -148,24 +154,24 @@ BEGIN
     IF found IS NULL OR NOT EXISTS (SELECT FROM pg_proc p
                                     WHERE p.oid = found AND p.prorettype = 'accord.message'::regtype) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_function',
-            MESSAGE = format('mapping_function "%s" of accord.source does not exist with the right signature', name),
+            MESSAGE = format('mapping_function "%s" of %s does not exist with the right signature', name, whose),
             HINT = format('It must be FUNCTION %s(jsonb, jsonb) RETURNS SETOF accord.message; name it with its schema.', name);
     END IF;
     IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = owner)
        AND NOT has_function_privilege(owner, found, 'EXECUTE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = format('permission denied for function %s', name),
-            HINT = 'GRANT EXECUTE on it to the source''s owner.';
+            HINT = format('GRANT EXECUTE on it to the owner given in %s.', whose);
     END IF;
     IF (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = owner)
        AND NOT (SELECT r.rolsuper FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner WHERE p.oid = found) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = format('mapping_function %s would run as superuser "%s", but its owner is none', name, owner),
-            HINT = 'Give the application''s role as the source''s owner, or make the function a superuser''s.';
+            HINT = format('Give the application''s role as the owner in %s, or make the function a superuser''s.', whose);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION accord.check_mapping_function(text, text) IS 'internal: raises unless accord.source.mapping_function can be run';
+COMMENT ON FUNCTION accord.check_mapping_function(text, text, text) IS 'internal: raises unless the mapping_function of a source or a feed can be run';
 
 CREATE FUNCTION accord.source_check() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

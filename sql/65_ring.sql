@@ -432,7 +432,7 @@ BEGIN
     END IF;
     PERFORM accord.seal();
     PERFORM accord.turn_log_ring(force), accord.turn_attempt_ring(force), accord.turn_backlog_ring(force),
-            accord.turn_consumer_ring(force), accord.turn_key_rings(force), accord.turn_conflict_ring(force);
+            accord.turn_consumer_ring(force), accord.turn_feed_ring(force), accord.turn_key_rings(force), accord.turn_conflict_ring(force);
     UPDATE accord.checkpoint c SET position = p.lowest, recorded_at = now()
     FROM (SELECT accord.lowest_position() AS lowest) p WHERE c.position <> p.lowest;
 END

@@ -57,6 +57,8 @@ BEGIN
                    'accord.timeline, accord.status, accord.pg_stat_accord, accord.pg_stat_accord_database, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.archive, accord.ring, accord.seal, accord.seal_node, accord.seal_gap, accord.channel, accord.account, accord.route, accord.identity, '
                    'accord.idempotency_key TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.idempotency_scope, accord.inbox, accord.source TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.feed, accord.feed_log, accord.feed_item, accord.feed_parked, accord.feed_status TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.feed_state(bigint, text), accord.feed_places() TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), accord.ring_slots(), '
                    'accord.verify(bigint, bigint), accord.proof(bigint, bigint), accord.consistency(bigint, bigint), '
@@ -117,6 +119,11 @@ BEGIN
                    'description), DELETE ON accord.archive TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.secret TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.source, accord.idempotency_scope TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.feed TO %s', role);
+    EXECUTE format('GRANT USAGE ON SEQUENCE accord.feed_id_seq TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.check_template(text, text), accord.poll_feed(text, text), '
+                   'accord.reset_feed(text, text, text, timestamptz), accord.retry_parked(text, bigint), '
+                   'accord.drop_parked(text, bigint), accord.ical_events(text, timestamptz, timestamptz) TO %s', role);
     EXECUTE format('GRANT USAGE ON SEQUENCE accord.route_id_seq, accord.rate_limit_id_seq, accord.consumer_id_seq TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION '
                    'accord.redeliver(text, text, text, text, text, text, timestamptz, timestamptz, text), '
@@ -124,7 +131,7 @@ BEGIN
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
                    'accord.resume(text, text, text), accord.stat_reset(text, text), accord.reset_counters(text, text), accord.erase(uuid, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
-                   'accord.check_verify(jsonb), accord.check_mapping(jsonb), accord.check_mapping_function(text, text), '
+                   'accord.check_verify(jsonb), accord.check_mapping(jsonb, text), accord.check_mapping_function(text, text, text), '
                    'accord.receive_webhook(text, jsonb, bytea), accord.expose_webhook(text, regnamespace, text) TO %s', role);
     -- all but override() look at the table's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.manage(regclass, text[]), accord.unmanage(regclass), '

@@ -25,6 +25,7 @@
 #include "flow.h"
 #include "json.h"
 #include "owed.h"
+#include "pull.h"
 #include "recovery.h"
 #include "replay.h"
 #include "routing.h"
@@ -237,6 +238,8 @@ accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 				   strcmp(topic, ACCORD_TOPIC_RESUME) == 0);
 	if (!isnull && strcmp(topic, ACCORD_TOPIC_REPLAY) == 0)
 		accord_replay_heed(desk, DatumGetJsonbP(payload));
+	if (!isnull && strcmp(topic, ACCORD_TOPIC_PULL) == 0)
+		accord_pull_heed(DatumGetJsonbP(payload));
 
 	/* all of it or nothing: first whether any is being settled just now */
 	for (int pass = 0; pass < 2 && !isnull; pass++)

@@ -58,6 +58,7 @@
 #include "identity.h"
 #include "intake.h"
 #include "keeper.h"
+#include "pull.h"
 #include "recovery.h"
 #include "replay.h"
 #include "request.h"
@@ -682,6 +683,7 @@ due_timeout(TimestampTz now)
 	timeout = earlier(timeout, time_until(accord_desk_next_alarm(desk), now));
 	timeout = earlier(timeout, time_until(accord_batch_due(desk), now));
 	timeout = earlier(timeout, time_until(accord_errand_due(), now));
+	timeout = earlier(timeout, time_until(accord_pull_due(), now));
 	if (desk->release)
 		timeout = earlier(timeout, time_until(desk->released_at +
 											  RELEASE_EVERY, now));
@@ -838,6 +840,7 @@ turn(void)
 	accord_assign_resume(desk, now);
 	accord_desk_wake(desk, now);
 	release_waiting(now);
+	accord_pull_turn(desk, now);
 	accord_errand_turn(desk, now);
 	for (int i = 0; i < ADMIT_ROUNDS && (admitting = admit(now)); i++)
 		;

@@ -123,6 +123,7 @@ static bool
 equip(AccordErrand *errand)
 {
 	AccordConnection *connection = errand->connection;
+	size_t		max_response = errand->request.http.max_response;
 	MemoryContext old;
 
 	if (connection == NULL)
@@ -137,6 +138,8 @@ equip(AccordErrand *errand)
 	accord_request_equip(&errand->request, connection->hub->config,
 						 connection->config, false);
 	MemoryContextSwitchTo(old);
+	if (max_response > 0)
+		errand->request.http.max_response = max_response;
 	return errand->request.error == NULL;
 }
 

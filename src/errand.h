@@ -38,7 +38,8 @@ typedef struct AccordErrand
 /*
  * A new errand. The caller fills request.http with what is allocated in
  * request.context: method, url, headers, body; for nobody's connection also
- * the credentials and limits, which are else put in when it leaves.
+ * the credentials and limits, which are else put in when it leaves. So is
+ * max_response, unless one is given.
  */
 extern AccordErrand *accord_errand_create(AccordDesk *desk,
 										  AccordConnection *connection,

@@ -125,6 +125,15 @@ extern int	accord_http_capacity(void);
 extern char *accord_http_check_url(const char *url);
 
 /*
+ * A reference of len bytes, relative perhaps, as it is meant in an answer to a
+ * request of that URL (RFC 3986); palloc'd. NULL, with *fault a sentence
+ * fragment, when it is malformed, or leads to another scheme, host or port:
+ * credentials are not to be sent there. May be called in any backend.
+ */
+extern char *accord_http_resolve(const char *url, const char *reference,
+								 size_t len, const char **fault);
+
+/*
  * Whether the URL's host is a literal address (in any notation the resolver
  * takes) in a network that is refused now; for a warning at configuration.
  */

@@ -256,3 +256,74 @@ accord_http_networks_valid(const char *list)
 	free(parsed);
 	return n >= 0;
 }
+
+/* Scheme, host and port are the same; both are absolute. */
+static bool
+same_origin(CURLU *one, CURLU *other)
+{
+	static const CURLUPart parts[] = {
+		CURLUPART_SCHEME, CURLUPART_HOST, CURLUPART_PORT
+	};
+	bool		same = true;
+
+	for (int i = 0; same && i < lengthof(parts); i++)
+	{
+		char	   *a = NULL;
+		char	   *b = NULL;
+
+		same = curl_url_get(one, parts[i], &a, CURLU_DEFAULT_PORT) ==
+			CURLUE_OK &&
+			curl_url_get(other, parts[i], &b, CURLU_DEFAULT_PORT) ==
+			CURLUE_OK && pg_strcasecmp(a, b) == 0;
+		curl_free(a);
+		curl_free(b);
+	}
+	return same;
+}
+
+/* The resolved URL, malloc'd; NULL, with *fault. */
+static char *
+resolve(CURLU *base, CURLU *target, const char *url, const char *reference,
+		const char **fault)
+{
+	char	   *resolved = NULL;
+
+	*fault = "the link cannot be parsed";
+	if (curl_url_set(base, CURLUPART_URL, url, 0) != CURLUE_OK ||
+		curl_url_set(target, CURLUPART_URL, url, 0) != CURLUE_OK ||
+		curl_url_set(target, CURLUPART_URL, reference, 0) != CURLUE_OK)
+		return NULL;
+	if (!same_origin(base, target))
+	{
+		*fault = "the link leads to another scheme, host or port";
+		return NULL;
+	}
+	if (curl_url_set(target, CURLUPART_FRAGMENT, NULL, 0) != CURLUE_OK ||
+		curl_url_get(target, CURLUPART_URL, &resolved, 0) != CURLUE_OK)
+		return NULL;
+	return resolved;
+}
+
+char	   *
+accord_http_resolve(const char *url, const char *reference, size_t len,
+					const char **fault)
+{
+	char	   *copy = pnstrdup(reference, len);
+	CURLU	   *base = curl_url();
+	CURLU	   *target = curl_url();
+	char	   *resolved = NULL;
+	char	   *result = NULL;
+
+	*fault = "out of memory";
+	if (base != NULL && target != NULL)
+		resolved = resolve(base, target, url, copy, fault);
+	curl_url_cleanup(base);
+	curl_url_cleanup(target);
+	if (resolved != NULL && find_url_fault(resolved) != NULL)
+		*fault = find_url_fault(resolved);
+	else if (resolved != NULL)
+		result = pstrdup(resolved);
+	curl_free(resolved);
+	pfree(copy);
+	return result;
+}

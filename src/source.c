@@ -248,11 +248,13 @@ accord_source_webhook(const char *name)
 	MemoryContext context = CurrentMemoryContext;
 	AccordWebhookSource *source = palloc0(sizeof(AccordWebhookSource));
 	char	   *owner;
+	bool		isnull;
 
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
 	if (!query_source("SELECT s.verify, s.tolerance, s.mapping, "
-					  "s.mapping_function, s.owner FROM accord.source s "
+					  "s.mapping_function, s.owner, s.polls "
+					  "OPERATOR(pg_catalog.<>) '{}' FROM accord.source s "
 					  "WHERE s.name OPERATOR(pg_catalog.=) $1", name))
 		refuse_unknown(name);
 	source->verify = copy_json(1, context);
@@ -261,8 +263,27 @@ accord_source_webhook(const char *name)
 	source->mapping_function = copy_text(0, 4, context);
 	owner = copy_text(0, 5, context);
 	source->owner = get_role_oid(owner, true);
+	source->polls = DatumGetBool(get_column(0, 6, &isnull));
 	load_secrets(name, source, context);
 	SPI_finish();
 	PopActiveSnapshot();
 	return source;
+}
+
+void
+accord_source_poll(const char *name)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+	AccordDbUser before = accord_db_become(accord_db_owner());
+
+	SPI_connect();
+	if (SPI_execute_with_args("SELECT accord.poll_feed(f.name) "
+							  "FROM accord.source s JOIN accord.feed f "
+							  "ON f.name OPERATOR(pg_catalog.=) ANY (s.polls) "
+							  "WHERE s.name OPERATOR(pg_catalog.=) $1", 1,
+							  types, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not have feeds polled");
+	SPI_finish();
+	accord_db_be_again(before);
 }

@@ -32,6 +32,7 @@ typedef struct AccordWebhookSource
 	Jsonb	   *mapping;		/* NULL: none */
 	char	   *mapping_function;	/* NULL: none */
 	Oid			owner;			/* InvalidOid: the role is gone */
+	bool		polls;			/* feeds, when one was received */
 	char	  **secrets;		/* values of those that verify names and that
 								 * are stored */
 	int			n_secrets;
@@ -39,5 +40,8 @@ typedef struct AccordWebhookSource
 
 /* Raises when there is no row of accord.source by that name. */
 extern AccordWebhookSource *accord_source_webhook(const char *name);
+
+/* Has the feeds polled, at commit, that a source's webhooks tell of. */
+extern void accord_source_poll(const char *name);
 
 #endif							/* ACCORD_SOURCE_H */

@@ -18,17 +18,12 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_type.h"
-#include "executor/spi.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "parser/parse_func.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
-#include "utils/jsonpath.h"
-#include "utils/regproc.h"
 #include "utils/timestamp.h"
 
 #include "accord.h"
@@ -37,6 +32,7 @@
 #include "json.h"
 #include "keys.h"
 #include "log.h"
+#include "mapping.h"
 #include "message.h"
 #include "receive.h"
 #include "signature.h"
@@ -151,65 +147,6 @@ body_id(const Delivery *delivery)
  * Mapping
  */
 
-/* The first value at the path, with $headers; NULL: there is none. */
-static Jsonb *
-query_path(const Delivery *delivery, const char *path)
-{
-	AccordJsonbState state = {0};
-	JsonbValue	name = {.type = jbvString};
-
-	LOCAL_FCINFO(fcinfo, 4);
-	Datum		found;
-
-	name.val.string.val = "headers";
-	name.val.string.len = strlen("headers");
-	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
-	accord_jsonb_push(&state, WJB_KEY, &name);
-	accord_jsonb_push(&state, WJB_VALUE, accord_json_path(delivery->headers, ""));
-	InitFunctionCallInfoData(*fcinfo, NULL, 4, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value = JsonbPGetDatum(delivery->body);
-	fcinfo->args[1].value = DirectFunctionCall1(jsonpath_in,
-												CStringGetDatum(path));
-	fcinfo->args[2].value =
-		JsonbPGetDatum(accord_jsonb_end(&state, WJB_END_OBJECT));
-	fcinfo->args[3].value = BoolGetDatum(false);
-	for (int i = 0; i < 4; i++)
-		fcinfo->args[i].isnull = false;
-	found = jsonb_path_query_first(fcinfo);
-	return fcinfo->isnull ? NULL : DatumGetJsonbP(found);
-}
-
-/* One message, of the JSON paths and constants of the mapping. */
-static void
-map_by_paths(const Delivery *delivery, AccordMessage *message)
-{
-	JsonbIterator *iterator =
-	JsonbIteratorInit(&delivery->settings->mapping->root);
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	int			member = -1;
-
-	memset(message, 0, sizeof(AccordMessage));
-	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
-	{
-		Jsonb	   *found;
-
-		if (token == WJB_KEY)
-			member = accord_message_member(value.val.string.val,
-										   value.val.string.len);
-		if (token != WJB_VALUE || member < 0)
-			continue;
-		if (value.val.string.len == 0 || value.val.string.val[0] != '$')
-		{
-			accord_message_set(message, member, &value);
-			continue;
-		}
-		found = query_path(delivery, accord_json_text(&value));
-		if (found != NULL)
-			accord_message_set(message, member, accord_json_path(found, ""));
-	}
-}
-
 /* Without a mapping: the body, under a topic of the source's. */
 static void
 map_plainly(const Delivery *delivery, AccordMessage *message)
@@ -227,79 +164,6 @@ map_plainly(const Delivery *delivery, AccordMessage *message)
 	message->changes = delivery->body;
 }
 
-/* Who owns the function can replace it, and would then act as that role. */
-static void
-check_function(const Delivery *delivery)
-{
-	Oid			types[] = {JSONBOID, JSONBOID};
-	const char *name = delivery->settings->mapping_function;
-	Oid			function = LookupFuncName(accord_qualified_name_list(name), 2,
-										  types, true);
-
-	if (!OidIsValid(function))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("mapping_function \"%s\" of source \"%s\" does not "
-						"exist", name, delivery->source.name),
-				 errhint("It must be FUNCTION %s(jsonb, jsonb) RETURNS SETOF "
-						 "accord.message.", name)));
-	if (!accord_config_may_run(function, delivery->settings->owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("mapping_function %s of source \"%s\" would run as a "
-						"superuser, but its owner is none", name,
-						delivery->source.name),
-				 errhint("Give the application's role as the source's owner, "
-						 "or make the function a superuser's.")));
-}
-
-/*
- * The messages that the mapping function makes. It runs as the source's
- * owner, in a security-restricted context.
- */
-static AccordMessage *
-map_by_function(const Delivery *delivery, int *n)
-{
-	MemoryContext context = CurrentMemoryContext;
-	Oid			types[] = {JSONBOID, JSONBOID};
-	Datum		values[] = {JsonbPGetDatum(delivery->headers),
-	JsonbPGetDatum(delivery->body)};
-	Oid			user;
-	int			security;
-	AccordMessage *messages;
-	MemoryContext old;
-
-	check_function(delivery);
-	GetUserIdAndSecContext(&user, &security);
-	SetUserIdAndSecContext(user, security | SECURITY_RESTRICTED_OPERATION);
-	SPI_connect();
-	if (SPI_execute_with_args(psprintf("SELECT m.event_id, m.topic, m.target, "
-									   "m.key, m.op, m.changes, m.occurred_at, "
-									   "m.revision, m.account, m.base FROM %s($1, $2) "
-									   "m WHERE NOT m IS NULL",
-									   delivery->settings->mapping_function),
-							  2, types, values, NULL, false, 0) !=
-		SPI_OK_SELECT)
-		elog(ERROR, "could not run the mapping function of source \"%s\"",
-			 delivery->source.name);
-	*n = (int) SPI_processed;
-	old = MemoryContextSwitchTo(context);
-	messages = palloc(Max(*n, 1) * sizeof(AccordMessage));
-	for (int i = 0; i < *n; i++)
-	{
-		Datum		members[ACCORD_MESSAGE_MEMBERS];
-		bool		nulls[ACCORD_MESSAGE_MEMBERS];
-		HeapTuple	row = heap_copytuple(SPI_tuptable->vals[i]);
-
-		heap_deform_tuple(row, SPI_tuptable->tupdesc, members, nulls);
-		accord_message_from_values(&messages[i], members, nulls);
-	}
-	MemoryContextSwitchTo(old);
-	SPI_finish();
-	SetUserIdAndSecContext(user, security);
-	return messages;
-}
-
 /*
  * Receiving
  */
@@ -307,14 +171,20 @@ map_by_function(const Delivery *delivery, int *n)
 static AccordMessage *
 map_delivery(Delivery *delivery, int *n)
 {
+	AccordWebhookSource *settings = delivery->settings;
+	AccordMapping mapping = {"source", delivery->source.name,
+		settings->mapping, settings->mapping_function, settings->owner
+	};
 	AccordMessage *messages;
 
-	if (delivery->settings->mapping_function != NULL)
-		return map_by_function(delivery, n);
+	if (mapping.function != NULL)
+		return accord_mapping_by_function(&mapping, delivery->headers,
+										  delivery->body, n);
 	messages = palloc(sizeof(AccordMessage));
 	*n = 1;
-	if (delivery->settings->mapping != NULL)
-		map_by_paths(delivery, messages);
+	if (mapping.paths != NULL)
+		accord_mapping_by_paths(&mapping, delivery->headers, delivery->body,
+								messages);
 	else
 		map_plainly(delivery, messages);
 	return messages;
@@ -411,6 +281,7 @@ accord_receive_webhook(PG_FUNCTION_ARGS)
 	Delivery	delivery;
 	Jsonb	   *headers;
 	bytea	   *body;
+	Jsonb	   *result;
 	char	   *name;
 
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(2))
@@ -435,5 +306,8 @@ accord_receive_webhook(PG_FUNCTION_ARGS)
 		delivery.id = body_id(&delivery);
 	if (delivery.id == NULL)
 		delivery.id = body_digest(body);
-	PG_RETURN_JSONB_P(receive_as_owner(&delivery));
+	result = receive_as_owner(&delivery);
+	if (delivery.settings->polls)
+		accord_source_poll(name);
+	PG_RETURN_JSONB_P(result);
 }

@@ -104,7 +104,7 @@ INSERT INTO expected VALUES
     ('pruned', 'store text not null, scope text not null, until timestamptz not null'),
     ('source', 'name text not null, enabled boolean not null default true, skew interval not null default
         ''00:05:00''::interval, when_ahead text not null default ''clamp''::text, retention interval, verify jsonb,
-        tolerance interval not null default ''00:05:00''::interval, mapping jsonb, mapping_function text, owner text
+        tolerance interval not null default ''00:05:00''::interval, mapping jsonb, mapping_function text, polls text[] not null default ''{}''::text[], owner text
         not null default CURRENT_USER, description text'),
     ('identity', 'system_identifier bigint not null, database oid not null, recorded_at timestamptz not null default
         now()'),
@@ -188,6 +188,32 @@ INSERT INTO expected VALUES
     ('conflict', 'conflict_id bigint, recorded_at timestamptz, relation regclass, key text, column_name text, rule text,
         state text, winner_source text, winner_event text, winner_at timestamptz, winner jsonb, loser_source text,
         loser_event text, loser_revision numeric, loser_at timestamptz, loser jsonb, reason text');
+INSERT INTO expected VALUES
+    ('feed', 'id bigint not null identity, name text not null, channel text not null, account text, enabled boolean
+        not null default true, every interval not null default ''00:05:00''::interval, path text not null default
+        ''''::text, query jsonb not null default ''{}''::jsonb, headers jsonb not null default ''{}''::jsonb, format
+        text not null default ''json''::text, mode text not null default ''list''::text, paging text not null
+        default ''none''::text, items jsonpath not null default ''$[*]''::jsonpath, next_page jsonpath, next_cursor
+        jsonpath, more jsonpath, start text, updated jsonpath, overlap interval not null default
+        ''00:00:00''::interval, item_key jsonpath, deleted jsonpath, ignored text[] not null default ''{}''::text[],
+        mapping jsonb, mapping_function text, expand interval, reset_status integer[] not null default
+        ''{410}''::integer[], reset_when jsonpath, on_reset text not null default ''restart''::text, vanish_limit
+        real not null default 0.5, max_silence interval, max_page integer not null default 8388608, max_pages
+        integer not null default 10000, owner text not null default CURRENT_USER, description text'),
+    ('feed_item', 'feed bigint not null, account text not null, key text not null, digest bytea not null, item jsonb
+        not null, changed_at timestamptz not null default now()'),
+    ('feed_log', 'version bigint not null, feed bigint not null, recorded_at timestamptz not null, due_at
+        timestamptz, polled_at timestamptz, news_at timestamptz, run bigint not null default 0, seen bigint not null
+        default 0, received bigint not null default 0, failures integer not null default 0, pages integer not null
+        default 0, slot smallint not null, account text not null, what text not null, error text, keys text[], state
+        jsonb not null default ''{}''::jsonb'),
+    ('feed_parked', 'id bigint not null identity, feed bigint not null, account text not null, key text, event_id
+        text, state text not null, attempts integer not null default 1, due_at timestamptz, deleted boolean not null
+        default false, sqlstate text, error text, item jsonb not null, headers jsonb, parked_at timestamptz not null
+        default now()'),
+    ('feed_status', 'feed text, channel text, account text, state text, silent boolean, polled_at timestamptz,
+        news_at timestamptz, due_at timestamptz, received bigint, parked bigint, failures integer, error text,
+        cursor text, since timestamptz');
 -- Blanks in the list above are for the eye.
 UPDATE expected
     SET columns = replace(regexp_replace(columns, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
@@ -196,14 +222,14 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind IN ('r', 'p', 'v') AND NOT 
               $$SELECT name FROM expected WHERE name NOT IN ('http_request', 'message')$$,
               'the tables and views are those that README names');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'v'$$,
-              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks', 'conflict', 'progress', 'pg_stat_accord', 'pg_stat_accord_database'], 'the views are views');
+              ARRAY['outbox', 'backlog', 'dead_letter', 'attempt', 'timeline', 'status', 'consumer_status', 'ring', 'marks', 'conflict', 'progress', 'feed_status', 'pg_stat_accord', 'pg_stat_accord_database'], 'the views are views');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'p'$$,
               ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log', 'consumer_log',
-                    'inbox', 'idempotency_key', 'conflict_log', 'change_log', 'replay_log'],
+                    'inbox', 'idempotency_key', 'conflict_log', 'change_log', 'replay_log', 'feed_log'],
               'the logs are partitioned');
 SELECT set_eq($$SELECT name FROM relation WHERE is_partition$$,
               $$SELECT format('%s_%s', log, slot) FROM (VALUES ('event_log', 7), ('commit_log', 7), ('attempt_log', 7),
-                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7), ('consumer_log', 3), ('inbox', 3), ('idempotency_key', 3), ('conflict_log', 7), ('change_log', 7), ('replay_log', 3)) AS l (log, last), generate_series(0, last) slot$$,
+                ('backlog_log', 3), ('cursor_log', 3), ('endpoint_log', 7), ('consumer_log', 3), ('inbox', 3), ('idempotency_key', 3), ('conflict_log', 7), ('change_log', 7), ('replay_log', 3), ('feed_log', 3)) AS l (log, last), generate_series(0, last) slot$$,
               'their rings have as many slots as README says');
 SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
               $$SELECT unnest(ARRAY['tx_seq', 'commit_seq', 'log_slot', 'attempt_slot', 'backlog_slot',
@@ -211,7 +237,8 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
                 'managed_id_seq', 'conflict_seq', 'conflict_slot', 'clock_bound', 'clock_run',
                 'consumer_slot', 'key_slot', 'inbox_slot', 'consumer_id_seq', 'captured_id_seq',
                 'managed_id_seq', 'conflict_seq', 'conflict_slot', 'replay_job_id_seq', 'clock_bound', 'clock_run',
-                'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq', 'rule_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
+                'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq', 'rule_id_seq',
+                'feed_slot', 'feed_version', 'feed_id_seq', 'feed_parked_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
                              || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
@@ -352,6 +379,12 @@ INSERT INTO expected_function VALUES
     ('check_policy(relation regclass, "column" text, strategy text, options jsonb, tries integer, since timestamptz, seed
         bigint) TABLE(key text, one_order text[], one_row jsonb, other_order text[], other_row jsonb)'),
     ('override(conflict bigint, reason text, OUT applied jsonb, OUT "row" jsonb) record');
+INSERT INTO expected_function VALUES
+    ('drop_parked(feed text, id bigint) bigint'),
+    ('ical_events(calendar text, after timestamptz, before timestamptz) SETOF jsonb'),
+    ('poll_feed(feed text, account text) integer'),
+    ('reset_feed(feed text, account text, cursor text, since timestamptz) integer'),
+    ('retry_parked(feed text, id bigint) bigint');
 UPDATE expected_function
     SET signature = replace(regexp_replace(signature, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
 SELECT set_eq($$SELECT signature FROM function WHERE comment !~ '^(internal|trigger): '$$,
@@ -388,7 +421,7 @@ SELECT is_empty($$SELECT t.typname FROM member m JOIN pg_type t ON t.oid = m.obj
                   WHERE m.classid = 'pg_type'::regclass AND t.typelem = 0 AND r.oid IS NULL
                     AND obj_description(t.oid, 'pg_type') IS NULL$$, 'every type has a comment');
 SELECT is_empty($$SELECT r.name, a.attname FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
-                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'rate_limit', 'rule', 'secret', 'source') AND a.attname NOT IN
+                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'rate_limit', 'rule', 'secret', 'source', 'feed') AND a.attname NOT IN
                         ('id', 'name', 'description', 'updated_at') AND col_description(r.oid, a.attnum) IS NULL$$,
                 'every column that users fill in has a comment');
 
@@ -464,15 +497,19 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['progress', 'replay_job', 'replay_log']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['feed', 'feed_log', 'feed_item', 'feed_parked', 'feed_status']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['feed_state', 'feed_places']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['as_of', 'row_as_of', 'history', 'blame', 'diff', 'point_seq', 'seq_at', 'oldest_seq', 'row_of',
                                   'history_table', 'history_shapes', 'shaped_events', 'key_of', 'image_of', 'row_events', 'commit_events', 'changes',
                                   'state_before', 'state_after', 'diff_seq', 'seq_of', 'equality']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may
-    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'rule', 'consumer', 'secret', 'source', 'idempotency_scope']) t,
+    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'rule', 'consumer', 'secret', 'source', 'idempotency_scope', 'feed']) t,
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
     UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE'), ('consumer_id_seq', 'USAGE')
     UNION VALUES ('rule_id_seq', 'USAGE')
+    UNION VALUES ('feed_id_seq', 'USAGE')
+    UNION SELECT unnest(ARRAY['check_template', 'poll_feed', 'reset_feed', 'retry_parked', 'drop_parked', 'ical_events']), 'EXECUTE'
     UNION VALUES ('archive', 'DELETE'), ('erase', 'EXECUTE')
     UNION SELECT 'archive.' || c, p FROM unnest(ARRAY['log', 'function', 'owner', 'enabled', 'description']) c,
                                         unnest(ARRAY['INSERT', 'UPDATE']) p
@@ -515,7 +552,8 @@ SELECT lives_ok(format('SELECT count(*) FROM accord.%I', name), 'an auditor read
 FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                   'rate_limit', 'paused', 'outbox', 'backlog',
                   'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'seal', 'seal_node', 'seal_gap', 'channel', 'account', 'route', 'identity',
-                  'idempotency_key', 'captured', 'captured_shape', 'captured_baseline', 'mark_log', 'marks', 'progress', 'replay_job', 'replay_log']) name;
+                  'idempotency_key', 'captured', 'captured_shape', 'captured_baseline', 'mark_log', 'marks', 'progress', 'replay_job', 'replay_log',
+                  'feed', 'feed_log', 'feed_item', 'feed_parked', 'feed_status']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
 SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');
 SELECT throws_ok($$SELECT value FROM accord.secret$$, '42501', NULL, 'not their values');
