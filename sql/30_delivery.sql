@@ -130,11 +130,12 @@ CREATE TABLE accord.checkpoint (
 INSERT INTO accord.checkpoint (position, recorded_at) VALUES (0, pg_catalog.now());
 COMMENT ON TABLE accord.checkpoint IS 'the lowest position of the dispatchers as of the last housekeeping: what a restored copy goes back to when it is adopted';
 
--- identity: the databases this data has been dispatched from; zero: rows of the log came from elsewhere, by a restore.
--- More than one, or another one: it is a copy, and silent.
+-- identity: the database whose data this is, from CREATE EXTENSION on; zero: rows of the log came from elsewhere, by a
+-- restore. More than one, or another one: it is a copy, and silent.
 CREATE TABLE accord.identity (
     system_identifier bigint NOT NULL,
     database oid NOT NULL,
+    timeline integer NOT NULL DEFAULT 0,
     recorded_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 -- No unique key: sessions that restore in parallel would wait for each other.
@@ -142,6 +143,13 @@ ALTER TABLE accord.identity REPLICA IDENTITY FULL;
 CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON accord.identity
     FOR EACH STATEMENT EXECUTE FUNCTION accord.config_changed();
 ALTER TABLE accord.identity ENABLE ALWAYS TRIGGER config_changed;
+CREATE FUNCTION accord.take_identity() RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_take_identity';
+COMMENT ON FUNCTION accord.take_identity() IS 'internal: the data is this database''s own from now on';
+REVOKE ALL ON FUNCTION accord.take_identity() FROM PUBLIC;
+SELECT accord.take_identity();
+CREATE FUNCTION accord.silence(OUT state text, OUT why text) RETURNS record
+    LANGUAGE c STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'accord_silence';
+COMMENT ON FUNCTION accord.silence() IS 'why nothing is sent from this database: copy (until accord.adopt()), standby or stopped, and the reason; nulls when it is not so';
 
 DO $$
 DECLARE

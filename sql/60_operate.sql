@@ -247,16 +247,13 @@ BEGIN
     IF highest > (SELECT last_value FROM accord.commit_seq) THEN
         PERFORM setval('accord.commit_seq', highest);
     END IF;
-    DELETE FROM accord.identity;
-    INSERT INTO accord.identity (system_identifier, database)
-        SELECT s.system_identifier, d.oid
-        FROM pg_control_system() s, pg_database d WHERE d.datname = current_database();
+    PERFORM accord.take_identity();
     -- Dispatchers that are there began when this was a copy, perhaps an empty one.
     PERFORM accord.launch();
 END
 $$;
 COMMENT ON FUNCTION accord.adopt() IS 'lets a copy of a database dispatch: from now on it takes the place of the original, which must be silent';
-COMMENT ON TABLE accord.identity IS 'the cluster and database this data has been dispatched from (zero: restored); another one is a copy and stays silent until accord.adopt()';
+COMMENT ON TABLE accord.identity IS 'the cluster and database whose data this is (zero: restored); in another one it is a copy and stays silent until accord.adopt()';
 
 CREATE FUNCTION accord.launch() RETURNS void
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'accord_launch';

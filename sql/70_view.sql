@@ -48,8 +48,9 @@ COMMENT ON FUNCTION accord.endpoint_state(text, text) IS 'internal: what its dis
 
 CREATE VIEW accord.status AS
     SELECT e.channel, nullif(e.account, '') AS account,
-           CASE WHEN NOT e.enabled OR p.since IS NOT NULL THEN 'paused'
-                WHEN s.mode IS NULL THEN 'stopped'
+           CASE WHEN w.state = 'copy' THEN 'copy'
+                WHEN NOT e.enabled OR p.since IS NOT NULL THEN 'paused'
+                WHEN s.mode IS NULL THEN coalesce(w.state, 'stopped')
                 WHEN s.breaker <> 'closed' THEN 'broken'
                 WHEN s.throttled_until > pg_catalog.clock_timestamp() THEN 'throttled'
                 WHEN s.owed = 0 THEN 'idle'
@@ -60,17 +61,20 @@ CREATE VIEW accord.status AS
            CASE WHEN s.throttled_until > pg_catalog.clock_timestamp() THEN s.throttled_until END AS throttled_until,
            p.since AS paused_since, p.until AS paused_until, p.reason AS paused_reason,
            s.delivered_1m, s.delivered_5m, s.failed_1m, s.failed_5m, s.p50_ms, s.p99_ms,
-           s.last_delivered_at, s.last_attempt_at, s.last_outcome, s.last_error, s.last_error_at, s.replaying
+           s.last_delivered_at, s.last_attempt_at, s.last_outcome, s.last_error, s.last_error_at, s.replaying,
+           w.why AS why_silent
     FROM (SELECT c.name AS channel, ''::text AS account, c.enabled FROM accord.channel c
           UNION ALL
           SELECT a.channel, a.name, a.enabled AND c.enabled
           FROM accord.account a JOIN accord.channel c ON c.name = a.channel) e
-    CROSS JOIN LATERAL accord.endpoint_state(e.channel, e.account) s
+    CROSS JOIN accord.silence() w
+    -- what the dispatcher of a copy shows is not what is owed
+    LEFT JOIN LATERAL accord.endpoint_state(e.channel, e.account) s ON w.state IS DISTINCT FROM 'copy'
     LEFT JOIN LATERAL (SELECT q.since, q.until, q.reason FROM accord.paused q
                        WHERE q.channel = e.channel AND (q.account IS NULL OR q.account = e.account)
                          AND (q.until IS NULL OR q.until > pg_catalog.now())
                        ORDER BY q.account LIMIT 1) p ON true;
-COMMENT ON VIEW accord.status IS 'every endpoint (channel, or account of a channel), live: what it is owed, whether it lags, its circuit breaker and limits, rates over one and five minutes, latency, and its last error; null where nobody dispatches';
+COMMENT ON VIEW accord.status IS 'every endpoint (channel, or account of a channel), live: what it is owed, whether it lags, its circuit breaker and limits, rates over one and five minutes, latency, and its last error; null where nobody dispatches, and why that is';
 
 CREATE VIEW accord.consumer_status AS
     SELECT c.name, c.topic, c.owner, p.position, greatest(s.seq - p.position, 0) AS behind,

@@ -60,7 +60,7 @@ BEGIN
     EXECUTE format('GRANT SELECT ON accord.feed, accord.feed_log, accord.feed_item, accord.feed_parked, accord.feed_status TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.feed_state(bigint, text), accord.feed_places() TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.safe_seq(), accord.consumer_position(bigint), accord.ring_slots(), '
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.silence(), accord.safe_seq(), accord.consumer_position(bigint), accord.ring_slots(), '
                    'accord.verify(bigint, bigint), accord.proof(bigint, bigint), accord.consistency(bigint, bigint), '
                    'accord.check_proof(bigint, bigint, bytea, bytea[], bytea), '
                    'accord.check_consistency(bigint, bytea, bigint, bytea, bytea[]), '

@@ -49,6 +49,7 @@
 #include "db.h"
 #include "delivery.h"
 #include "dispatch.h"
+#include "durable.h"
 #include "endpoint.h"
 #include "errand.h"
 #include "fingerprint.h"
@@ -642,7 +643,8 @@ take_in(TimestampTz now)
 	bool		more = false;
 
 	accord_intake_due(desk, now);
-	if ((awake || accord_intake_hungry(desk)) && !accord_settle_full())
+	if ((awake || accord_intake_hungry(desk) ||
+		 accord_durable_timeout() >= 0) && !accord_settle_full())
 	{
 		awake = false;
 		read_at = now;
@@ -727,7 +729,10 @@ wait_for_news(WaitEventSet *set, int latch, long timeout, bool deferred)
 	if (timeout != 0)
 	{
 		pgstat_report_activity(STATE_IDLE, in_flight ?
-							   "waiting for answers" : "waiting for events");
+							   "waiting for answers" :
+							   accord_durable_timeout() >= 0 ?
+							   "waiting for synchronous standbys" :
+							   "waiting for events");
 		/* autovacuum lives on what is counted; before a long wait, all of it */
 		pgstat_report_stat(timeout < 0 || timeout > 1000);
 	}
@@ -866,6 +871,7 @@ turn(void)
 	timeout = earlier(accord_http_timeout(), due_timeout(now));
 	timeout = earlier(timeout, accord_settle_timeout(now, idle));
 	timeout = earlier(timeout, accord_intake_timeout(desk, now));
+	timeout = earlier(timeout, accord_durable_timeout());
 	timeout = earlier(timeout, accord_replay_timeout(desk, now));
 	return earlier(timeout, showing);
 }

@@ -38,6 +38,8 @@ char	   *accord_node_name = NULL;
 
 bool		accord_dispatch = true;
 int			accord_dispatchers = 1;
+int			accord_dispatch_after = ACCORD_AFTER_COMMIT;
+int			accord_on_promotion = ACCORD_PROMOTION_DISPATCH;
 int			accord_max_in_flight = 1000;
 int			accord_dispatch_memory = 64 * 1024;
 int			accord_restart_interval = 5000;
@@ -57,6 +59,17 @@ char	   *accord_secret_key_command = NULL;
 int			accord_conflict_retention = 90 * MINUTES_PER_DAY;
 int			accord_max_databases = 64;
 int			accord_max_endpoints = 16384;
+
+static const struct config_enum_entry dispatch_after_options[] = {
+	{"commit", ACCORD_AFTER_COMMIT, false},
+	{"standby", ACCORD_AFTER_STANDBY, false},
+	{NULL, 0, false}
+};
+static const struct config_enum_entry promotion_options[] = {
+	{"dispatch", ACCORD_PROMOTION_DISPATCH, false},
+	{"silent", ACCORD_PROMOTION_SILENT, false},
+	{NULL, 0, false}
+};
 
 static bool (*are_networks) (const char *list) = NULL;
 
@@ -187,11 +200,26 @@ define_worker_settings(void)
 							 "and sent once it is on again.",
 							 &accord_dispatch, true,
 							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomEnumVariable("accord.dispatch_after",
+							 "Where an event must be before it is sent.",
+							 "commit: on this server's disk; standby: on the "
+							 "disk of its synchronous standbys, too.",
+							 &accord_dispatch_after, ACCORD_AFTER_COMMIT,
+							 dispatch_after_options,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("accord.dispatchers",
 							"How many dispatchers work in each database.",
 							"Each takes one of max_worker_processes.",
 							&accord_dispatchers, 1, 1, ACCORD_MAX_DISPATCHERS,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomEnumVariable("accord.on_promotion",
+							 "What a server does that was promoted, or "
+							 "recovered to a point in the past.",
+							 "dispatch: it goes on where the other stopped; "
+							 "silent: it sends nothing until accord.adopt().",
+							 &accord_on_promotion, ACCORD_PROMOTION_DISPATCH,
+							 promotion_options,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("accord.restart_interval",
 							"How long a dispatcher that ended by itself "
 							"waits, from its start, to be started again.",

@@ -6,6 +6,20 @@
 #ifndef ACCORD_GUC_H
 #define ACCORD_GUC_H
 
+/* Where an event must be before it is sent. */
+typedef enum AccordDispatchAfter
+{
+	ACCORD_AFTER_COMMIT,		/* on this server's disk */
+	ACCORD_AFTER_STANDBY		/* ... and on its synchronous standbys' */
+} AccordDispatchAfter;
+
+/* What a promoted standby does, and a cluster recovered to an earlier point. */
+typedef enum AccordPromotion
+{
+	ACCORD_PROMOTION_DISPATCH,
+	ACCORD_PROMOTION_SILENT		/* it is a copy, until it is adopted */
+} AccordPromotion;
+
 /* for the application's session */
 extern char *accord_actor;		/* who, as the application knows them */
 extern char *accord_reason;		/* why */
@@ -18,6 +32,8 @@ extern bool accord_override;	/* own writes win over policies */
 /* for the workers */
 extern bool accord_dispatch;	/* whether anything is sent at all */
 extern int	accord_dispatchers; /* per database */
+extern int	accord_dispatch_after;	/* AccordDispatchAfter */
+extern int	accord_on_promotion;	/* AccordPromotion */
 extern int	accord_max_in_flight;	/* requests of one dispatcher */
 extern int	accord_dispatch_memory; /* kB of events one dispatcher may hold */
 extern int	accord_restart_interval;	/* ms between starts of a crashing

@@ -7,9 +7,10 @@
 #define ACCORD_IDENTITY_H
 
 /*
- * True when accord.identity knows this database and no other (an empty one is
- * filled in). False: this is a copy, which must not talk to the world. In a
- * worker's transaction with a snapshot; looks again only after a change.
+ * True when accord.identity knows this database and no other. False: this is a
+ * copy, which must not talk to the world. A database with nothing of another's
+ * to send is made its own. In a worker's transaction with a snapshot; looks
+ * again only after a change.
  */
 extern bool accord_identity_here(void);
 

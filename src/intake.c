@@ -23,7 +23,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -37,6 +36,7 @@
 #include "control.h"
 #include "db.h"
 #include "delivery.h"
+#include "durable.h"
 #include "guc.h"
 #include "intake.h"
 #include "recovery.h"
@@ -708,8 +708,7 @@ accord_intake_read(AccordDesk *desk)
 
 	StartTransactionCommand();
 	/* the safe number first, the snapshot after it: see log.c */
-	safe = accord_log_safe_seq();
-	XLogFlush(accord_shmem_commit_lsn());
+	safe = accord_durable_seq();
 	/* what changed the configuration before these events has been sent */
 	AcceptInvalidationMessages();
 	PushActiveSnapshot(GetTransactionSnapshot());

@@ -106,7 +106,7 @@ INSERT INTO expected VALUES
         ''00:05:00''::interval, when_ahead text not null default ''clamp''::text, retention interval, verify jsonb,
         tolerance interval not null default ''00:05:00''::interval, mapping jsonb, mapping_function text, polls text[] not null default ''{}''::text[], owner text
         not null default CURRENT_USER, description text'),
-    ('identity', 'system_identifier bigint not null, database oid not null, recorded_at timestamptz not null default
+    ('identity', 'system_identifier bigint not null, database oid not null, timeline integer not null default 0, recorded_at timestamptz not null default
         now()'),
     ('mark_log', 'name text not null, slot smallint not null, tx_id bigint not null, marked_at timestamptz not null default
         now(), actor text, comment text'),
@@ -168,7 +168,7 @@ INSERT INTO expected VALUES
         breaker text, next_probe_at timestamptz, throttled_until timestamptz, paused_since timestamptz, paused_until
         timestamptz, paused_reason text, delivered_1m real, delivered_5m real, failed_1m real, failed_5m real, p50_ms
         real, p99_ms real, last_delivered_at timestamptz, last_attempt_at timestamptz, last_outcome text, last_error
-        text, last_error_at timestamptz, replaying integer'),
+        text, last_error_at timestamptz, replaying integer, why_silent text'),
     ('timeline', 'event_id uuid, topic text, key text, at timestamptz, channel text, account text, step text,
         attempt integer, status smallint, duration_ms real, detail text, seq bigint, ord integer');
 INSERT INTO expected VALUES
@@ -357,6 +357,7 @@ INSERT INTO expected_function VALUES
     ('report(since timestamptz, until timestamptz, channel text) text'),
     ('stat_reset(channel text, account text) void'),
     ('adopt() void'),
+    ('silence(OUT state text, OUT why text) record'),
     ('launch() void'),
     ('receive(source text, event_id text, topic text, key text, changes jsonb, occurred_at timestamptz, revision
         numeric, op text, target regclass, account text, base jsonb) jsonb'),
@@ -481,7 +482,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                         'rate_limit', 'paused', 'outbox', 'backlog',
                         'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'idempotency_scope', 'inbox', 'source', 'secret.name', 'secret.updated_at']), 'SELECT'
-    UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'consumer_position', 'safe_seq', 'read', 'expand', 'encode_form', 'encode_xml']), 'EXECUTE'
+    UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'silence', 'consumer_position', 'safe_seq', 'read', 'expand', 'encode_form', 'encode_xml']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['managed', 'policy', 'row_state', 'conflict_log', 'change_log', 'conflict']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['explain', 'row_now', 'clock_time']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['ring_slots', 'verify', 'proof', 'consistency', 'check_proof', 'check_consistency']),

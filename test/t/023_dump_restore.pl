@@ -142,7 +142,7 @@ for my $copy ([ $node, 'restored' ], [ $node, 'template_copy' ], [ $other, 'app'
     write_event($at, $database, "from_$database");
     $at->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = '$database'
         AND backend_type LIKE 'pg_accord%' AND wait_event_type = 'Extension'") or die "the dispatcher does not wait\n";
-    $at->wait_for_log(qr/database holds the events of another one: nothing is dispatched/);
+    $at->wait_for_log(qr/database "$database" is a copy: nothing is dispatched/);
 }
 # The original has gone on meanwhile: that its events arrive shows that time enough has passed.
 write_event($node, 'app', 'original');
