@@ -16,7 +16,7 @@ EXTENSION = pg_accord
 MODULE_big = pg_accord
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 DATA_built = pg_accord--1.0.sql
-DATA = $(wildcard pg_accord--*--*.sql)
+DATA = $(wildcard sql/upgrade/pg_accord--*--*.sql)
 
 CURL_CFLAGS := $(shell pkg-config --cflags libcurl 2>/dev/null || curl-config --cflags 2>/dev/null)
 CURL_LIBS := $(shell pkg-config --libs libcurl 2>/dev/null || curl-config --libs 2>/dev/null)

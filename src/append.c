@@ -105,6 +105,10 @@ learn_indexes(Target *target, Relation heap)
 		entry->relid = lfirst_oid(lc);
 		entry->info = BuildIndexInfo(index);
 		entry->required = accord_db_required_column(entry->info);
+		/* what an access method keeps for its inserts */
+		entry->info->ii_Context =
+			AllocSetContextCreate(target->context, "pg_accord index",
+								  ALLOCSET_SMALL_SIZES);
 		if (entry->info->ii_Expressions != NIL ||
 			!entry->info->ii_ReadyForInserts ||
 			(entry->info->ii_Predicate != NIL && entry->required == 0))
@@ -213,6 +217,7 @@ insert_entries(Target *target, Relation heap, const Datum *values,
 					 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
 					 false, info);
 		accord_index_insert_cleanup(index, info);
+		accord_index_insert_forget(info);
 		index_close(index, NoLock);
 	}
 }

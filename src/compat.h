@@ -50,12 +50,23 @@
 #define accord_wait_event(name) PG_WAIT_EXTENSION
 #endif
 
-/* 17 lets an access method keep state between inserts and asks for its end. */
+/*
+ * 17 lets an access method keep state between inserts and asks for its end.
+ * That leaves some of it in memory (brin its descriptor): where the context is
+ * the index's own, accord_index_insert_forget() frees it. Before, and where
+ * an access method has no such end, the state may stay.
+ */
 #if PG_VERSION_NUM >= 170000
 #define accord_index_insert_cleanup(index, info) \
 	index_insert_cleanup((index), (info))
+#define accord_index_insert_forget(info) \
+	do { \
+		if ((info)->ii_AmCache == NULL) \
+			MemoryContextReset((info)->ii_Context); \
+	} while (0)
 #else
 #define accord_index_insert_cleanup(index, info) ((void) 0)
+#define accord_index_insert_forget(info) ((void) 0)
 #endif
 
 /* 18 counts index searches for EXPLAIN; 19 passes scan flags besides. */

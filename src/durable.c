@@ -103,8 +103,8 @@ accord_durable_seq(void)
 	int64		safe = accord_log_safe_seq();
 	XLogRecPtr	lsn = accord_shmem_commit_lsn();
 	bool		ask = accord_dispatch_after == ACCORD_AFTER_STANDBY &&
-		max_wal_senders > 0 && SyncRepStandbyNames != NULL &&
-		SyncRepStandbyNames[0] != '\0';
+	max_wal_senders > 0 && SyncRepStandbyNames != NULL &&
+	SyncRepStandbyNames[0] != '\0';
 	XLogRecPtr	flushed;
 
 	if (ask)
