@@ -217,7 +217,7 @@ COMMENT ON TABLE accord.channel IS 'one external API: where it is, how it is spo
 COMMENT ON COLUMN accord.channel.name IS 'its name in the logs, for good';
 COMMENT ON COLUMN accord.channel.base_url IS 'http or https; a route''s path is appended';
 COMMENT ON COLUMN accord.channel.enabled IS 'false: nothing is sent; what it is owed waits in the log';
-COMMENT ON COLUMN accord.channel.auth IS '{"type": "none"}, {"type": "bearer", "secret": NAME}, {"type": "basic", "user": USER, "secret": NAME} or {"type": "header", "name": HEADER, "secret": NAME}; NAME is a row of accord.secret';
+COMMENT ON COLUMN accord.channel.auth IS 'how requests are authenticated: {"type": TYPE, ...}, where TYPE is none, bearer, basic, digest, header, query, hmac, standard or aws_sigv4; secrets are given by their names in accord.secret';
 COMMENT ON COLUMN accord.channel.headers IS 'headers of every request: an object of templates';
 COMMENT ON COLUMN accord.channel.ordering IS 'key: the events of one key arrive in commit order, one at a time; none: as they come';
 COMMENT ON COLUMN accord.channel.max_in_flight IS 'requests at a time, of all its accounts together';

@@ -72,6 +72,16 @@ static AccordSecretKeys *keys = NULL;	/* while a configuration is read */
 static const char *keys_fault = NULL;	/* why there are none */
 static int64 generations = 0;
 
+/* Rows of accord.secret, sorted by name, while a configuration is read. */
+typedef struct StoredSecret
+{
+	char	   *name;
+	char	   *value;
+} StoredSecret;
+
+static StoredSecret *stored = NULL;
+static int	n_stored = 0;
+
 static const char *const tables[] = {
 	"channel", "account", "route", "secret", "rate_limit", "paused", "rule"
 };
@@ -84,13 +94,6 @@ static const char *const op_words[] = {
 	[ACCORD_OP_EVENT] = "event"
 };
 
-static const AccordAuthKind auth_kinds[] = {
-	{"none", ACCORD_HTTP_AUTH_NONE, NULL, false},
-	{"bearer", ACCORD_HTTP_AUTH_BEARER, NULL, true},
-	{"basic", ACCORD_HTTP_AUTH_BASIC, "user", true},
-	{"header", ACCORD_HTTP_AUTH_HEADER, "name", true}
-};
-
 PG_FUNCTION_INFO_V1(accord_config_changed);
 
 int
@@ -100,15 +103,6 @@ accord_config_op(const char *word)
 		if (strcmp(word, op_words[i]) == 0)
 			return i;
 	return -1;
-}
-
-const AccordAuthKind *
-accord_config_auth_kind(const char *word)
-{
-	for (int i = 0; i < lengthof(auth_kinds); i++)
-		if (strcmp(word, auth_kinds[i].word) == 0)
-			return &auth_kinds[i];
-	return NULL;
 }
 
 /* Relation cache callback. */
@@ -243,36 +237,51 @@ run_query(const char *query, MemoryContext context)
 	return SPI_processed;
 }
 
-/* Opens the secret an auth names; when it cannot, the auth says why. */
+/* Secrets as they are stored, by name, for dispatchers only. */
 static void
-load_secret(int row, AccordAuth *auth)
+load_stored(MemoryContext context)
 {
-	char	   *stored = column_text(row, "secret");
-
-	if (stored == NULL)
+	n_stored = 0;
+	if (!with_secrets)
 		return;
-	auth->secret = accord_secret_open(keys, auth->secret_name, stored,
-									  &auth->fault);
-	if (auth->secret == NULL && keys_fault != NULL)
-		auth->fault = psprintf("secret \"%s\" cannot be opened: %s",
-							   auth->secret_name, keys_fault);
+	n_stored = (int) run_query("SELECT s.name, s.value FROM accord.secret s "
+							   "ORDER BY s.name COLLATE pg_catalog.\"C\"",
+							   context);
+	stored = palloc(Max(n_stored, 1) * sizeof(StoredSecret));
+	for (int i = 0; i < n_stored; i++)
+	{
+		stored[i].name = column_text(i, "name");
+		stored[i].value = column_text(i, "value");
+	}
+}
+
+static int
+compare_stored(const void *name, const void *secret)
+{
+	return strcmp(name, ((const StoredSecret *) secret)->name);
+}
+
+/* Opens the secret an auth names; when it cannot, it says why. */
+static void
+open_secret(AccordAuthSecret *secret)
+{
+	StoredSecret *found = n_stored == 0 ? NULL :
+	bsearch(secret->name, stored, n_stored, sizeof(StoredSecret),
+			compare_stored);
+
+	if (found == NULL)
+		return;
+	secret->value = accord_secret_open(keys, secret->name, found->value,
+									   &secret->fault);
+	if (secret->value == NULL && keys_fault != NULL)
+		secret->fault = psprintf("secret \"%s\" cannot be opened: %s",
+								 secret->name, keys_fault);
 }
 
 static void
 load_auth(int row, AccordAuth *auth)
 {
-	Jsonb	   *json = column_json(row, "auth");
-	char	   *word = json ? accord_json_member(json, "type") : NULL;
-	const AccordAuthKind *kind = word ? accord_config_auth_kind(word) : NULL;
-
-	memset(auth, 0, sizeof(*auth));
-	if (kind == NULL)
-		return;
-	auth->type = kind->type;
-	if (kind->name_member != NULL)
-		auth->name = accord_json_member(json, kind->name_member);
-	auth->secret_name = accord_json_member(json, "secret");
-	load_secret(row, auth);
+	accord_auth_load(auth, column_json(row, "auth"), open_secret);
 }
 
 /* Where a channel takes an idempotency key, and of what form. */
@@ -342,22 +351,10 @@ load_channel(int row)
 	return channel;
 }
 
-/* The value of the secret an auth names, for dispatchers only. */
-static const char *
-secret_query(const char *table, const char *columns)
-{
-	return psprintf("SELECT t.*, %s AS secret FROM accord.%s t ORDER BY %s",
-					with_secrets ?
-					"(SELECT s.value FROM accord.secret s WHERE s.name "
-					"OPERATOR(pg_catalog.=) (t.auth "
-					"OPERATOR(pg_catalog.->>) 'secret'))" :
-					"NULL::pg_catalog.text", table, columns);
-}
-
 static void
 load_channels(AccordConfig *config)
 {
-	uint64		n = run_query(secret_query("channel", "name"),
+	uint64		n = run_query("SELECT t.* FROM accord.channel t ORDER BY t.name",
 							  config->context);
 
 	config->channels = palloc(Max(n, 1) * sizeof(AccordChannel *));
@@ -379,8 +376,8 @@ account_key(AccountKey *key, AccordChannel *channel, const char *name)
 static void
 load_accounts(AccordConfig *config)
 {
-	uint64		n = run_query(secret_query("account", "channel, name"),
-							  config->context);
+	uint64		n = run_query("SELECT t.* FROM accord.account t "
+							  "ORDER BY t.channel, t.name", config->context);
 
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -748,6 +745,7 @@ static void
 load_config(AccordConfig *config)
 {
 	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext secrets;
 	Oid			user;
 	int			context;
 
@@ -762,6 +760,10 @@ load_config(AccordConfig *config)
 	keys = with_secrets ? accord_secret_keys(fresh_keys, &keys_fault) : NULL;
 	fresh_keys = false;
 	SPI_connect();
+	secrets = AllocSetContextCreate(config->context, "pg_accord secrets",
+									ALLOCSET_DEFAULT_SIZES);
+	load_stored(secrets);
+	MemoryContextSwitchTo(config->context);
 	load_channels(config);
 	load_accounts(config);
 	load_routes(config);
@@ -769,6 +771,8 @@ load_config(AccordConfig *config)
 	load_rules(config);
 	load_pauses(config);
 	SPI_finish();
+	n_stored = 0;
+	MemoryContextDelete(secrets);
 	accord_secret_forget(keys);
 	keys = NULL;
 	SetUserIdAndSecContext(user, context);

@@ -8,24 +8,14 @@
 #ifndef ACCORD_CONFIG_H
 #define ACCORD_CONFIG_H
 
+#include "auth.h"
 #include "breaker.h"
 #include "encode.h"
-#include "http.h"
 #include "keyform.h"
 #include "limit.h"
 #include "rule.h"
 #include "utils/hsearch.h"
 #include "utils/jsonb.h"
-
-/* An auth column, its secret looked up. */
-typedef struct AccordAuth
-{
-	AccordHttpAuth type;
-	char	   *name;			/* user or header name */
-	char	   *secret;			/* NULL with a type that needs one: see fault */
-	const char *fault;			/* why there is no secret: NULL: not stored */
-	char	   *secret_name;
-} AccordAuth;
 
 /* What a limit's buckets are told apart by. */
 typedef enum AccordLimitScope
@@ -225,18 +215,6 @@ extern void accord_config_check_headers(const char *relation,
 
 /* What a limit's buckets are told apart by, of a checked template. */
 extern AccordLimitScope accord_config_limit_scope(const char *bucket);
-
-/* The words of an auth column, and what each needs besides "secret". */
-typedef struct AccordAuthKind
-{
-	const char *word;
-	AccordHttpAuth type;
-	const char *name_member;	/* NULL: needs no name */
-	bool		secret;			/* needs a secret */
-} AccordAuthKind;
-
-/* NULL when the word is none of them. */
-extern const AccordAuthKind *accord_config_auth_kind(const char *word);
 
 /* The body function of that name: InvalidOid when there is none fit for it. */
 extern Oid	accord_config_body_function(const char *name);

@@ -31,6 +31,7 @@
 #include "utils/timestamp.h"
 
 #include "accord.h"
+#include "auth_check.h"
 #include "compat.h"
 #include "config.h"
 #include "constraint.h"
@@ -119,28 +120,6 @@ column_changed(RowCheck *check, const char *name)
 	if (isnull || old_null)
 		return isnull != old_null;
 	return strcmp(TextDatumGetCString(value), TextDatumGetCString(old)) != 0;
-}
-
-static bool
-is_token(const char *string)
-{
-	if (string[0] == '\0')
-		return false;
-	for (const char *p = string; *p != '\0'; p++)
-		if (!((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') ||
-			  (*p >= '0' && *p <= '9') ||
-			  strchr("!#$%&'*+-.^_`|~", *p) != NULL))
-			return false;
-	return true;
-}
-
-static bool
-has_control(const char *string)
-{
-	for (const unsigned char *p = (const unsigned char *) string; *p; p++)
-		if (*p < ' ' || *p == 0x7F)
-			return true;
-	return false;
 }
 
 /*
@@ -240,14 +219,14 @@ static void
 check_header(const char *relation, const char *column, const char *name,
 			 const char *value, bool templates)
 {
-	if (!is_token(name))
+	if (!accord_auth_is_token(name))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"%s\" in %s of %s is not the name of a header",
 						name, column, relation),
 				 errhint("Use letters, digits and dashes.")));
 	refuse_reserved(relation, column, name, false);
-	if (value == NULL || has_control(value))
+	if (value == NULL || accord_auth_has_control(value))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("header \"%s\" in %s of %s is not a line of text",
@@ -290,126 +269,13 @@ accord_config_check_headers(const char *relation, const char *column,
 	}
 }
 
-/*
- * Authentication
- */
-
-static void
-check_auth_member(RowCheck *check, const AccordAuthKind *kind,
-				  const char *name)
-{
-	if (strcmp(name, "type") == 0 ||
-		(kind->secret && strcmp(name, "secret") == 0) ||
-		(kind->name_member != NULL && strcmp(name, kind->name_member) == 0))
-		return;
-	if (strcmp(name, "password") == 0 || strcmp(name, "token") == 0 ||
-		strcmp(name, "value") == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("auth of %s holds a \"%s\", which everybody could "
-						"read", check->table, name),
-				 errhint("INSERT it INTO accord.secret (name, value) and give "
-						 "that name as \"secret\".")));
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("auth of %s has an option \"%s\" that type \"%s\" does "
-					"not know", check->table, name, kind->word),
-			 errhint("Type \"%s\" takes: type%s%s%s.", kind->word,
-					 kind->name_member ? ", " : "",
-					 kind->name_member ? kind->name_member : "",
-					 kind->secret ? ", secret" : "")));
-}
-
-static void
-check_auth_string(RowCheck *check, Jsonb *auth, const AccordAuthKind *kind,
-				  const char *name)
-{
-	char	   *value = accord_json_member(auth, name);
-
-	if (value == NULL || value[0] == '\0' || has_control(value) ||
-		(strcmp(name, "name") == 0 && !is_token(value)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("auth of %s with type \"%s\" needs a \"%s\"",
-						check->table, kind->word, name),
-				 errhint("Type \"%s\" takes: type%s%s%s.", kind->word,
-						 kind->name_member ? ", " : "",
-						 kind->name_member ? kind->name_member : "",
-						 kind->secret ? ", secret" : "")));
-	if (strcmp(name, "user") == 0 && strchr(value, ':') != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("user in auth of %s holds a colon", check->table),
-				 errhint("INSERT the password INTO accord.secret (name, "
-						 "value) and give that name as \"secret\".")));
-}
-
-/* Warns when a named secret is not stored: it may be later. */
-static void
-check_secret_stored(RowCheck *check, char *name)
-{
-	Oid			types[] = {TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(name)};
-	Oid			user;
-	int			context;
-	bool		stored;
-
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(accord_db_owner(),
-						   context | SECURITY_LOCAL_USERID_CHANGE);
-	SPI_connect();
-	if (SPI_execute_with_args("SELECT FROM accord.secret WHERE name "
-							  "OPERATOR(pg_catalog.=) $1", 1, types, values,
-							  NULL, true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read accord.secret");
-	stored = SPI_processed > 0;
-	SPI_finish();
-	SetUserIdAndSecContext(user, context);
-	if (!stored)
-		ereport(WARNING,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("secret \"%s\" is not stored yet", name),
-				 errhint("INSERT INTO accord.secret (name, value) before "
-						 "events are sent.")));
-}
-
 static void
 check_auth(RowCheck *check)
 {
 	Jsonb	   *auth = get_json(check, "auth");
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	const AccordAuthKind *kind;
-	char	   *word;
 
-	if (auth == NULL)
-		return;
-	word = accord_json_member(auth, "type");
-	kind = word ? accord_config_auth_kind(word) : NULL;
-	if (kind == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 word ? errmsg("auth of %s has type \"%s\", which is not known",
-							   check->table, word) :
-				 errmsg("auth of %s has no type", check->table),
-				 errhint("Use {\"type\": \"none\"}, \"bearer\", \"basic\" or "
-						 "\"header\".")));
-	iterator = JsonbIteratorInit(&auth->root);
-	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
-		if (token == WJB_KEY)
-			check_auth_member(check, kind, pnstrdup(value.val.string.val,
-													value.val.string.len));
-	if (kind->name_member != NULL)
-		check_auth_string(check, auth, kind, kind->name_member);
-	if (kind->type == ACCORD_HTTP_AUTH_HEADER)
-		refuse_reserved(check->table, "auth",
-						accord_json_member(auth, kind->name_member), true);
-	if (kind->secret)
-	{
-		check_auth_string(check, auth, kind, "secret");
-		check_secret_stored(check, accord_json_member(auth, "secret"));
-	}
+	if (auth != NULL)
+		accord_auth_check(check->table, auth);
 }
 
 static void
@@ -423,7 +289,7 @@ check_path(const char *relation, const char *column, const char *path)
 				 errmsg("%s \"%s\" of %s does not begin with \"/\"", column,
 						path, relation),
 				 errhint("It is appended to the channel's base_url.")));
-	if (has_control(path) || strpbrk(path, " #\\") != NULL)
+	if (accord_auth_has_control(path) || strpbrk(path, " #\\") != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s \"%s\" of %s holds a character that a URL cannot",
@@ -437,7 +303,7 @@ check_content_type(const char *type)
 	const char *slash = strchr(type, '/');
 
 	if (slash == NULL || slash == type || slash[1] == '\0' ||
-		has_control(type))
+		accord_auth_has_control(type))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("content_type \"%s\" of accord.route is not a media "
@@ -456,7 +322,7 @@ check_key_path(RowCheck *check, const char *path)
 	size_t		len = strlen(path);
 
 	if (path[0] == '.' || path[len - 1] == '.' || strstr(path, "..") != NULL ||
-		has_control(path) || strpbrk(path, "$[]*{}") != NULL)
+		accord_auth_has_control(path) || strpbrk(path, "$[]*{}") != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("idempotency_path \"%s\" of %s is not a dotted path",
@@ -537,7 +403,7 @@ check_channel(RowCheck *check)
 	check_auth(check);
 	accord_config_check_headers(check->table, "headers",
 								get_json(check, "headers"), true);
-	if (header != NULL && !is_token(header))
+	if (header != NULL && !accord_auth_is_token(header))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("idempotency_header \"%s\" of %s is not the name of a "
@@ -561,7 +427,7 @@ check_account(RowCheck *check)
 static void
 check_topic(const char *topic)
 {
-	if (strlen(topic) > ACCORD_MAX_TOPIC || has_control(topic) ||
+	if (strlen(topic) > ACCORD_MAX_TOPIC || accord_auth_has_control(topic) ||
 		strchr(topic, ' ') != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -789,7 +655,7 @@ check_route(RowCheck *check)
 static void
 check_secret_value(const char *name, const char *value)
 {
-	if (has_control(value))
+	if (accord_auth_has_control(value))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("value of secret \"%s\" holds a line break or control "
@@ -903,8 +769,8 @@ check_rule_headers(Jsonb *headers)
 		   (token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
 		if (token == WJB_KEY)
-			right = is_token(pnstrdup(value.val.string.val,
-									  value.val.string.len));
+			right = accord_auth_is_token(pnstrdup(value.val.string.val,
+												  value.val.string.len));
 		else if (token == WJB_VALUE)
 			right = value.type == jbvString;
 	}

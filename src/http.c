@@ -334,7 +334,8 @@ take_transfer(void)
 static void
 return_transfer(AccordTransfer *transfer)
 {
-	accord_http_transfer_clear(transfer);
+	if (!accord_http_transfer_clear(transfer))
+		return;
 	transfer->next = pool;
 	pool = transfer;
 }

@@ -16,8 +16,14 @@ typedef enum AccordHttpAuth
 	ACCORD_HTTP_AUTH_NONE,
 	ACCORD_HTTP_AUTH_BEARER,	/* secret: the token */
 	ACCORD_HTTP_AUTH_BASIC,		/* user, secret: the password */
-	ACCORD_HTTP_AUTH_HEADER		/* header_name, secret: its value */
+	ACCORD_HTTP_AUTH_HEADER,	/* header_name, secret: its value */
+	ACCORD_HTTP_AUTH_QUERY,		/* parameter's name, secret: its value */
+	ACCORD_HTTP_AUTH_DIGEST		/* user, secret: the password */
 } AccordHttpAuth;
+
+/* What needs no percent-encoding anywhere in a URL. */
+#define ACCORD_HTTP_UNRESERVED \
+	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 
 /* A request. Everything is copied by accord_http_submit(). */
 typedef struct AccordHttpRequest
@@ -29,8 +35,10 @@ typedef struct AccordHttpRequest
 	const char *body;			/* NULL: no body at all */
 	size_t		body_len;
 	AccordHttpAuth auth;
-	const char *auth_name;		/* user or header name */
+	const char *auth_name;		/* user, header or parameter */
 	const char *auth_secret;
+	const char **auth_lines;	/* headers that are credentials, besides */
+	int			n_auth_lines;
 	bool		once;			/* must never be repeated by the HTTP library
 								 * itself: a fresh connection */
 	bool		errand;			/* delivers nothing: its owner is an errand */

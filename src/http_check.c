@@ -128,13 +128,29 @@ find_header_fault(const char *line)
 	return NULL;
 }
 
+/* A line that is a credential may be what others may not. */
+static char *
+find_auth_line_fault(const char *line)
+{
+	size_t		len = accord_http_token_length(line);
+
+	if (len == 0 || line[len] != ':' || has_control(line + len))
+		return pstrdup("a header that it is signed by is not one line");
+	if (accord_http_header_reserved(line, len, true))
+		return psprintf("header \"%.*s\" is reserved", (int) len, line);
+	return NULL;
+}
+
 static char *
 find_auth_fault(const AccordHttpRequest *request)
 {
+	char	   *fault = NULL;
 	size_t		len;
 
-	if (request->auth == ACCORD_HTTP_AUTH_NONE)
-		return NULL;
+	for (int i = 0; i < request->n_auth_lines && fault == NULL; i++)
+		fault = find_auth_line_fault(request->auth_lines[i]);
+	if (request->auth == ACCORD_HTTP_AUTH_NONE || fault != NULL)
+		return fault;
 	if (request->auth_secret == NULL)
 		return pstrdup("the secret is missing");
 	if (has_control(request->auth_secret))
@@ -143,7 +159,13 @@ find_auth_fault(const AccordHttpRequest *request)
 		return NULL;
 	if (request->auth_name == NULL)
 		return pstrdup("the name that goes with the secret is missing");
-	if (request->auth == ACCORD_HTTP_AUTH_BASIC)
+	if (request->auth == ACCORD_HTTP_AUTH_QUERY)
+		return request->auth_name[strspn(request->auth_name,
+										 ACCORD_HTTP_UNRESERVED)] ?
+			psprintf("\"%s\" is not the name of a parameter",
+					 request->auth_name) : NULL;
+	if (request->auth == ACCORD_HTTP_AUTH_BASIC ||
+		request->auth == ACCORD_HTTP_AUTH_DIGEST)
 	{
 		if (strchr(request->auth_name, ':') != NULL ||
 			has_control(request->auth_name))

@@ -49,7 +49,9 @@ typedef struct AccordTransfer
 	size_t		header_bytes;	/* of the answer so far */
 	CURLcode	code;			/* how it ended */
 	bool		is_delete;
-	bool		basic_auth;		/* the handle holds a user and a password */
+	bool		user_auth;		/* the handle holds a user and a password */
+	bool		spent;			/* ... and what a server said about them: not
+								 * to be used for another */
 	bool		headers_ended;	/* by an empty line */
 	bool		hinted;			/* some of them tell of rate limits */
 	bool		named;			/* ... or give the request an id */
@@ -76,8 +78,11 @@ extern bool accord_http_transfer_prepare(AccordTransfer *transfer,
 extern void accord_http_transfer_respond(AccordTransfer *transfer,
 										 AccordHttpResponse *response);
 
-/* Forgets request and response, and large buffers' memory. */
-extern void accord_http_transfer_clear(AccordTransfer *transfer);
+/*
+ * Forgets request and response, and large buffers' memory. False: it is not
+ * to be used again, and freed.
+ */
+extern bool accord_http_transfer_clear(AccordTransfer *transfer);
 
 /* http_check.c */
 

@@ -234,11 +234,22 @@ accord_http_transfer_create(void)
 	return transfer;
 }
 
-void
+/*
+ * After digest authentication curl keeps the server's challenge with the
+ * handle, whatever the next request is and to whom.
+ */
+bool
 accord_http_transfer_clear(AccordTransfer *transfer)
 {
 	shrink_buffer(&transfer->request);
 	shrink_buffer(&transfer->response);
+	if (!transfer->spent)
+		return true;
+	curl_easy_cleanup(transfer->easy);
+	free(transfer->request.data);
+	free(transfer->response.data);
+	free(transfer);
+	return false;
 }
 
 /* ----------
@@ -276,10 +287,10 @@ pack_given_header(AccordTransfer *transfer, struct curl_slist *node,
 		pack_header(transfer, node, line, strlen(line), NULL);
 }
 
-/* Returns the nodes used: none or one. */
+/* Returns the nodes used. */
 static int
-pack_auth_header(AccordTransfer *transfer, struct curl_slist *node,
-				 const AccordHttpRequest *request)
+pack_auth_headers(AccordTransfer *transfer, struct curl_slist *node,
+				  const AccordHttpRequest *request)
 {
 	static const char bearer[] = "Authorization: Bearer ";
 
@@ -295,7 +306,11 @@ pack_auth_header(AccordTransfer *transfer, struct curl_slist *node,
 					  strlen(request->auth_secret) + 1);
 	}
 	else
-		return 0;
+	{
+		for (int i = 0; i < request->n_auth_lines; i++)
+			pack_given_header(transfer, &node[i], request->auth_lines[i]);
+		return request->n_auth_lines;
+	}
 	return 1;
 }
 
@@ -321,11 +336,13 @@ has_gzip(void)
 static size_t
 measure_request(const AccordHttpRequest *request)
 {
-	size_t		size = (request->n_headers + MAX_COMMON) *
-	sizeof(struct curl_slist);
+	size_t		size = (request->n_headers + request->n_auth_lines +
+						MAX_COMMON) * sizeof(struct curl_slist);
 
 	for (int i = 0; i < request->n_headers; i++)
 		size += strlen(request->headers[i]) + 2;
+	for (int i = 0; i < request->n_auth_lines; i++)
+		size += strlen(request->auth_lines[i]) + 2;
 	if (request->auth_name != NULL)
 		size += strlen(request->auth_name);
 	if (request->auth_secret != NULL)
@@ -351,7 +368,7 @@ pack_request(AccordTransfer *transfer, const AccordHttpRequest *request)
 	if (!reserve_buffer(buffer, measure_request(request)))
 		return NULL;
 	nodes = (struct curl_slist *) buffer->data;
-	buffer->len = (request->n_headers + MAX_COMMON) *
+	buffer->len = (request->n_headers + request->n_auth_lines + MAX_COMMON) *
 		sizeof(struct curl_slist);
 	for (int i = 0; i < request->n_headers; i++)
 	{
@@ -362,7 +379,7 @@ pack_request(AccordTransfer *transfer, const AccordHttpRequest *request)
 		typed |= accord_http_is_header(line, "Content-Type");
 		pack_given_header(transfer, &nodes[n++], line);
 	}
-	n += pack_auth_header(transfer, &nodes[n], request);
+	n += pack_auth_headers(transfer, &nodes[n], request);
 	/* without a type given curl would claim a body to be a form */
 	if (!typed && (request->body != NULL ||
 				   accord_http_wants_body(request->method)))
@@ -411,21 +428,57 @@ set_body(AccordTransfer *transfer, const AccordHttpRequest *request,
 	curl_easy_setopt(transfer->easy, CURLOPT_POSTFIELDS, body);
 }
 
+/* Of digest authentication curl itself makes the second request. */
 static CURLcode
-set_basic_auth(AccordTransfer *transfer, const AccordHttpRequest *request)
+set_user_auth(AccordTransfer *transfer, const AccordHttpRequest *request)
 {
-	bool		basic = request->auth == ACCORD_HTTP_AUTH_BASIC;
+	bool		digest = request->auth == ACCORD_HTTP_AUTH_DIGEST;
+	bool		user = request->auth == ACCORD_HTTP_AUTH_BASIC || digest;
 	CURLcode	code = CURLE_OK;
 
-	if (basic || transfer->basic_auth)
+	if (user || transfer->user_auth)
 	{
 		code = curl_easy_setopt(transfer->easy, CURLOPT_USERNAME,
-								basic ? request->auth_name : NULL);
+								user ? request->auth_name : NULL);
 		if (code == CURLE_OK)
 			code = curl_easy_setopt(transfer->easy, CURLOPT_PASSWORD,
-									basic ? request->auth_secret : NULL);
+									user ? request->auth_secret : NULL);
 	}
-	transfer->basic_auth = basic;
+	if (code == CURLE_OK && digest)
+		code = curl_easy_setopt(transfer->easy, CURLOPT_HTTPAUTH,
+								(long) CURLAUTH_DIGEST);
+	transfer->user_auth = user;
+	transfer->spent |= digest;
+	return code;
+}
+
+/* The URL, with the credential when that is a part of it. */
+static CURLcode
+set_url(AccordTransfer *transfer, const AccordHttpRequest *request)
+{
+	CURL	   *easy = transfer->easy;
+	char	   *value;
+	char	   *url = NULL;
+	size_t		size;
+	CURLcode	code = CURLE_OUT_OF_MEMORY;
+
+	if (request->auth != ACCORD_HTTP_AUTH_QUERY)
+		return curl_easy_setopt(easy, CURLOPT_URL, request->url);
+	value = curl_easy_escape(easy, request->auth_secret, 0);
+	if (value == NULL)
+		return code;
+	size = strlen(request->url) + strlen(request->auth_name) +
+		strlen(value) + 3;
+	url = malloc(size);
+	if (url != NULL)
+	{
+		snprintf(url, size, "%s%c%s=%s", request->url,
+				 strchr(request->url, '?') ? '&' : '?', request->auth_name,
+				 value);
+		code = curl_easy_setopt(easy, CURLOPT_URL, url);
+	}
+	free(url);
+	curl_free(value);
 	return code;
 }
 
@@ -480,10 +533,9 @@ accord_http_transfer_prepare(AccordTransfer *transfer,
 	const char *body = pack_request(transfer, request);
 
 	if (body == NULL ||
-		curl_easy_setopt(transfer->easy, CURLOPT_URL,
-						 request->url) != CURLE_OK ||
+		set_url(transfer, request) != CURLE_OK ||
 		set_method(transfer, request) != CURLE_OK ||
-		set_basic_auth(transfer, request) != CURLE_OK)
+		set_user_auth(transfer, request) != CURLE_OK)
 	{
 		/* nothing is known of the handle: the next one sets all of it */
 		transfer->method[0] = '\0';

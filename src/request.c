@@ -21,6 +21,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/timestamp.h"
 
 #include "accord.h"
 #include "encode.h"
@@ -357,10 +358,6 @@ accord_request_equip(AccordRequest *request, const AccordChannel *channel,
 	const AccordAuth *auth = account != NULL && account->has_auth ?
 	&account->auth : &channel->auth;
 
-	/* copies: the configuration may be replaced before the request leaves */
-	http->auth = auth->type;
-	http->auth_name = auth->name ? pstrdup(auth->name) : NULL;
-	http->auth_secret = auth->secret ? pstrdup(auth->secret) : NULL;
 	http->once = once;
 	http->connect_timeout_ms = channel->connect_timeout_ms;
 	http->timeout_ms = channel->timeout_ms;
@@ -368,11 +365,9 @@ accord_request_equip(AccordRequest *request, const AccordChannel *channel,
 	http->max_response = channel->max_response;
 	if (channel->compress_above >= 0)
 		accord_request_compress(request, channel->compress_above);
-	if (auth->type != ACCORD_HTTP_AUTH_NONE && auth->secret == NULL)
-	{
-		request->error = auth->fault ? pstrdup(auth->fault) :
-			psprintf("secret \"%s\" is not stored",
-					 auth->secret_name ? auth->secret_name : "");
-		request->transient = true;
-	}
+	if (auth->type == ACCORD_AUTH_NONE)
+		return;
+	request->error = accord_auth_apply(auth, request->key, http,
+									   GetCurrentTimestamp());
+	request->transient = request->error != NULL;
 }

@@ -199,6 +199,25 @@ show_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 	}
 }
 
+/*
+ * What the other side said, fit to be kept: a server that echoes what it was
+ * sent echoes the credential as well.
+ */
+static char *
+foreign_text(const AccordDelivery *delivery, const char *bytes, size_t len,
+			 size_t keep)
+{
+	const AccordConnection *connection = delivery->endpoint->connection;
+
+	if (connection->hub->config != NULL)
+		bytes = accord_auth_redact(connection->config != NULL &&
+								   connection->config->has_auth ?
+								   &connection->config->auth :
+								   &connection->hub->config->auth, bytes,
+								   &len, keep);
+	return accord_json_clean(bytes, len, keep);
+}
+
 static void
 add_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 			const AccordHttpResponse *response, const char *error,
@@ -223,13 +242,12 @@ add_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 		row->status = response->result.status;
 		row->sent = accord_retry_sent_word(response->result.sent);
 		if (outcome != ACCORD_OUTCOME_DELIVERED && response->body_len > 0)
-			row->response = accord_json_clean(response->body,
-											  response->body_len,
-											  accord_response_excerpt);
+			row->response = foreign_text(delivery, response->body,
+										 response->body_len,
+										 accord_response_excerpt);
 		if (response->request_id != NULL)
-			row->request_id = accord_json_clean(response->request_id,
-												strlen(response->request_id),
-												200);
+			row->request_id = foreign_text(delivery, response->request_id,
+										   strlen(response->request_id), 200);
 	}
 	else if (outcome == ACCORD_OUTCOME_LOST)
 		row->sent = accord_retry_sent_word(ACCORD_SENT_UNKNOWN);
@@ -453,7 +471,7 @@ accord_settle_judged(AccordDelivery *delivery,
 	AccordVerdict verdict;
 
 	if (error != NULL)
-		error = accord_json_clean(error, strlen(error), 1000);
+		error = foreign_text(delivery, error, strlen(error), 1000);
 	if (judgement->pause_ms >= 0)
 		told.result.retry_after_ms = judgement->pause_ms;
 	add_attempt(delivery, judgement->outcome, response, error, now);

@@ -24,18 +24,12 @@
  */
 #include "postgres.h"
 
-#include "common/base64.h"
-#include "common/cryptohash.h"
-#include "common/hmac.h"
-#include "common/sha2.h"
-#include "lib/stringinfo.h"
 #include "utils/timestamp.h"
 
 #include "json.h"
+#include "mac.h"
+#include "sign.h"
 #include "signature.h"
-
-#define MAX_DIGEST PG_SHA512_DIGEST_LENGTH
-#define SHA1_LENGTH 20
 
 /* Schemes that sign the body as it is; "hmac" has options of its own. */
 typedef struct BodyScheme
@@ -111,58 +105,23 @@ same_text(const char *a, size_t a_len, const char *b)
 	return differs == 0;
 }
 
-static size_t
-digest_length(pg_cryptohash_type type)
-{
-	switch (type)
-	{
-		case PG_SHA1:
-			return SHA1_LENGTH;
-		case PG_SHA512:
-			return PG_SHA512_DIGEST_LENGTH;
-		default:
-			return PG_SHA256_DIGEST_LENGTH;
-	}
-}
-
 /* HMAC (RFC 2104) of two pieces, one after the other. */
 static void
-compute_hmac(pg_cryptohash_type type, const char *key, size_t key_len,
+compute_hmac(AccordMac type, const void *key, size_t key_len,
 			 const char *first, size_t first_len, const char *second,
 			 size_t second_len, uint8 *digest)
 {
-	pg_hmac_ctx *hmac = pg_hmac_create(type);
+	char	   *both = palloc(first_len + second_len + 1);
 
-	if (hmac == NULL || pg_hmac_init(hmac, (const uint8 *) key, key_len) < 0 ||
-		pg_hmac_update(hmac, (const uint8 *) first, first_len) < 0 ||
-		pg_hmac_update(hmac, (const uint8 *) second, second_len) < 0 ||
-		pg_hmac_final(hmac, digest, digest_length(type)) < 0)
+	memcpy(both, first, first_len);
+	memcpy(both + first_len, second, second_len);
+	if (!accord_mac_hmac(type, key, key_len, both, first_len + second_len,
+						 digest))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not compute the signature of a webhook"),
 				 errhint("Check the server's cryptographic library.")));
-	pg_hmac_free(hmac);
-}
-
-static char *
-to_base64(const void *bytes, size_t len)
-{
-	int			size = pg_b64_enc_len((int) len);
-	char	   *text = palloc(size + 1);
-
-	text[Max(0, pg_b64_encode(bytes, (int) len, text, size))] = '\0';
-	return text;
-}
-
-static char *
-to_hex(const uint8 *bytes, size_t len)
-{
-	StringInfoData text;
-
-	initStringInfo(&text);
-	for (size_t i = 0; i < len; i++)
-		appendStringInfo(&text, "%02x", bytes[i]);
-	return text.data;
+	pfree(both);
 }
 
 /* Unix time near enough? */
@@ -183,21 +142,6 @@ check_time(const Check *check, const char *seconds)
 	if (given > now + tolerance)
 		return "its timestamp is in the future";
 	return NULL;
-}
-
-/* The bytes of a Standard Webhooks secret. */
-static char *
-standard_key(const char *secret, int *len)
-{
-	int			size;
-	char	   *key;
-
-	if (strncmp(secret, "whsec_", 6) == 0)
-		secret += 6;
-	size = pg_b64_dec_len((int) strlen(secret));
-	key = palloc(size + 1);
-	*len = pg_b64_decode(secret, (int) strlen(secret), (void *) key, size);
-	return key;
 }
 
 /* Whether one of the signatures of the list, "v1,..." each, is this one. */
@@ -246,15 +190,15 @@ check_standard(const Check *check)
 	head = psprintf("%s.%s.", id, time);
 	for (int i = 0; i < check->n_secrets; i++)
 	{
-		uint8		digest[MAX_DIGEST];
-		int			len;
-		char	   *key = standard_key(check->secrets[i], &len);
+		uint8		digest[ACCORD_MAC_BYTES];
+		size_t		len;
+		uint8	   *key = accord_sign_standard_key(check->secrets[i], &len);
 
-		if (len <= 0)
+		if (key == NULL || len == 0)
 			continue;
-		compute_hmac(PG_SHA256, key, len, head, strlen(head),
+		compute_hmac(ACCORD_MAC_SHA256, key, len, head, strlen(head),
 					 check->webhook->body, check->webhook->len, digest);
-		if (in_standard_list(list, to_base64(digest, PG_SHA256_DIGEST_LENGTH)))
+		if (in_standard_list(list, accord_mac_base64(digest, accord_mac_length(ACCORD_MAC_SHA256))))
 			return NULL;
 	}
 	return "its signature is not that of any secret";
@@ -299,12 +243,12 @@ check_stripe(const Check *check)
 	time = psprintf("%s.", time);
 	for (int i = 0; i < check->n_secrets; i++)
 	{
-		uint8		digest[MAX_DIGEST];
+		uint8		digest[ACCORD_MAC_BYTES];
 
-		compute_hmac(PG_SHA256, check->secrets[i], strlen(check->secrets[i]),
+		compute_hmac(ACCORD_MAC_SHA256, check->secrets[i], strlen(check->secrets[i]),
 					 time, strlen(time), check->webhook->body,
 					 check->webhook->len, digest);
-		if (in_stripe_list(list, to_hex(digest, PG_SHA256_DIGEST_LENGTH)))
+		if (in_stripe_list(list, accord_mac_hex(digest, accord_mac_length(ACCORD_MAC_SHA256))))
 			return NULL;
 	}
 	return "its signature is not that of any secret";
@@ -312,7 +256,7 @@ check_stripe(const Check *check)
 
 static const char *
 check_body(const Check *check, const BodyScheme *scheme,
-		   pg_cryptohash_type type)
+		   AccordMac type)
 {
 	char	   *given = accord_signature_header(check->webhook->headers,
 												scheme->header);
@@ -325,14 +269,14 @@ check_body(const Check *check, const BodyScheme *scheme,
 						scheme->header, scheme->prefix);
 	for (int i = 0; i < check->n_secrets; i++)
 	{
-		uint8		digest[MAX_DIGEST];
-		size_t		len = digest_length(type);
+		uint8		digest[ACCORD_MAC_BYTES];
+		size_t		len = accord_mac_length(type);
 
 		compute_hmac(type, check->secrets[i], strlen(check->secrets[i]),
 					 check->webhook->body, check->webhook->len, "", 0, digest);
 		if (same_text(given + prefix, strlen(given + prefix),
-					  scheme->base64 ? to_base64(digest, len) :
-					  to_hex(digest, len)))
+					  scheme->base64 ? accord_mac_base64(digest, len) :
+					  accord_mac_hex(digest, len)))
 			return NULL;
 	}
 	return "its signature is not that of any secret";
@@ -344,7 +288,7 @@ check_hmac(const Check *check)
 	char	   *hash = accord_json_member(check->verify, "hash");
 	char	   *encoding = accord_json_member(check->verify, "encoding");
 	BodyScheme	scheme = {0};
-	pg_cryptohash_type type = PG_SHA256;
+	AccordMac	type = ACCORD_MAC_SHA256;
 
 	scheme.header = accord_json_member(check->verify, "header");
 	scheme.prefix = accord_json_member(check->verify, "prefix");
@@ -352,9 +296,9 @@ check_hmac(const Check *check)
 		scheme.prefix = "";
 	scheme.base64 = encoding != NULL && strcmp(encoding, "base64") == 0;
 	if (hash != NULL && strcmp(hash, "sha1") == 0)
-		type = PG_SHA1;
+		type = ACCORD_MAC_SHA1;
 	else if (hash != NULL && strcmp(hash, "sha512") == 0)
-		type = PG_SHA512;
+		type = ACCORD_MAC_SHA512;
 	return check_body(check, &scheme, type);
 }
 
@@ -372,7 +316,7 @@ check_basic(const Check *check)
 	{
 		char	   *both = psprintf("%s:%s", user, check->secrets[i]);
 
-		if (same_text(given, strlen(given), to_base64(both, strlen(both))))
+		if (same_text(given, strlen(given), accord_mac_base64(both, strlen(both))))
 			return NULL;
 	}
 	return "its user and password are not those of the source";
@@ -420,7 +364,7 @@ accord_signature_check(Jsonb *verify, char **secrets, int n_secrets,
 		return "none of its source's secrets is stored";
 	for (int i = 0; i < lengthof(body_schemes); i++)
 		if (strcmp(body_schemes[i].type, type) == 0)
-			return check_body(&check, &body_schemes[i], PG_SHA256);
+			return check_body(&check, &body_schemes[i], ACCORD_MAC_SHA256);
 	for (int i = 0; i < lengthof(checks); i++)
 		if (strcmp(checks[i].type, type) == 0)
 			return checks[i].run(&check);

@@ -24,7 +24,7 @@ use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(new_node start_stub send_everything patient channel route insert_row insert_sql literal events poll_until workers dispatcher
   memory_below crash_server wait_for_delivery wait_for_rows timeout_default
-  fullest);
+  fullest rows_with);
 
 # Seconds that a condition may take before the test gives up on it.
 sub timeout_default
@@ -211,6 +211,17 @@ sub wait_for_rows
         $pause *= 1.5 if $pause < 200_000;
     }
     return;
+}
+
+# Where any of the texts is, of all tables but accord.secret: a list of "table: text".
+sub rows_with
+{
+    my ($node, @texts) = @_;
+    my @tables = split /\n/, $node->safe_psql('postgres', q{SELECT c.oid::regclass FROM pg_class c
+        WHERE c.relnamespace = 'accord'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname <> 'secret' AND NOT c.relispartition});
+    my $values = join ', ', map { '(' . literal($_) . ')' } @texts;
+    return split /\n/, $node->safe_psql('postgres', join ' UNION ALL ',
+        map { "SELECT '$_: ' || s FROM $_ t, (VALUES $values) v (s) WHERE strpos(t::text, s) > 0" } @tables);
 }
 
 # Waits until nothing is owed to any channel any more.
