@@ -8,6 +8,7 @@
 #                  make bench      the measurements
 #                  make chaos      minutes of everything that goes wrong, and an account of every event (root)
 #                  make demo       the demonstration
+#                  make dist       what PGXN takes
 # The install script is made of the parts in sql/, in the order of their numbers.
 
 all:
@@ -80,6 +81,15 @@ test:
 test-majors:
 	test/majors
 
+# What PGXN takes: the tree as it was committed, with the install script, which is built.
+DIST := pg_accord-$(shell sed -nE 's/^ *"version": *"([^"]+)".*/\1/p' META.json | head -n 1)
+dist: pg_accord--1.0.sql
+	rm -rf $(DIST) $(DIST).zip
+	git archive --prefix=$(DIST)/ HEAD | tar -xf -
+	cp $< $(DIST)/
+	python3 -m zipfile -c $(DIST).zip $(DIST)
+	rm -rf $(DIST)
+
 demo:
 	examples/demo/run
 
@@ -98,4 +108,4 @@ indent:
 check-format:
 	test/indent --check
 
-.PHONY: install-ical uninstall-ical all test test-majors demo bench chaos lint indent check-format
+.PHONY: install-ical uninstall-ical all dist test test-majors demo bench chaos lint indent check-format
