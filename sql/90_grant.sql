@@ -65,7 +65,8 @@ BEGIN
                    'accord.check_proof(bigint, bigint, bytea, bytea[], bytea), '
                    'accord.check_consistency(bigint, bytea, bigint, bytea, bytea[]), '
                    'accord.read(bigint, integer), '
-                   'accord.expand(text, jsonb), accord.encode_form(jsonb, text), accord.encode_xml(jsonb, text) TO %s', role);
+                   'accord.expand(text, jsonb), accord.encode_form(jsonb, text), accord.encode_xml(jsonb, text), '
+                   'accord.preview(uuid, text, text) TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.rule TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.endpoint_counters(text, text), accord.database_counters(), '
                    'accord.latency_bounds() TO %s', role);
@@ -107,6 +108,7 @@ CREATE FUNCTION accord.grant_admin(role regrole) RETURNS void
 BEGIN
     PERFORM accord.grant_writer(role);
     PERFORM accord.grant_auditor(role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.probe(text, text, text) TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.cancel_replay(bigint, text), '
                    'accord.backfill(text, text, text, double precision, text), '
                    'accord.replay(text, text, text, text, text, text, text, text[], uuid[], regclass, double precision, text), '

@@ -415,6 +415,14 @@ check_channel(RowCheck *check)
 	check_key(check);
 	check_path("accord.channel", "probe_path",
 			   get_text(check, "probe_path"));
+	if (accord_config_limit_scope(get_text(check, "probe_path")) ==
+		ACCORD_LIMIT_EVENT)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("probe_path \"%s\" of accord.channel names something "
+						"of an event", get_text(check, "probe_path")),
+				 errhint("A probe is about none: use account, channel and "
+						 "vars.NAME.")));
 }
 
 static void

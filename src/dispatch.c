@@ -59,6 +59,7 @@
 #include "identity.h"
 #include "intake.h"
 #include "keeper.h"
+#include "probe.h"
 #include "pull.h"
 #include "recovery.h"
 #include "replay.h"
@@ -846,6 +847,7 @@ turn(void)
 	accord_desk_wake(desk, now);
 	release_waiting(now);
 	accord_pull_turn(desk, now);
+	accord_probe_turn(desk);
 	accord_errand_turn(desk, now);
 	for (int i = 0; i < ADMIT_ROUNDS && (admitting = admit(now)); i++)
 		;

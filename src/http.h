@@ -50,12 +50,24 @@ typedef struct AccordHttpRequest
 	size_t		max_response;	/* bytes of the body kept; more is not read */
 } AccordHttpRequest;
 
+/* What kept a request from being answered, where that is known. */
+typedef enum AccordHttpCause
+{
+	ACCORD_HTTP_CAUSE_OTHER,
+	ACCORD_HTTP_CAUSE_NAME,		/* the host has no address */
+	ACCORD_HTTP_CAUSE_CONNECTION,	/* nobody accepts it there */
+	ACCORD_HTTP_CAUSE_CERTIFICATE,	/* nobody vouches for the server */
+	ACCORD_HTTP_CAUSE_TLS,
+	ACCORD_HTTP_CAUSE_TIMEOUT
+} AccordHttpCause;
+
 /* A finished transfer. Valid until the next accord_http_next(). */
 typedef struct AccordHttpResponse
 {
 	void	   *owner;			/* as given to accord_http_submit() */
 	bool		errand;			/* ... with such a request */
 	AccordResult result;
+	AccordHttpCause cause;
 	AccordHint	hint;			/* what the server says about its limits */
 	double		duration_ms;
 	int64		bytes_sent;		/* of the bodies, as they went over the wire */

@@ -626,6 +626,29 @@ classify_end(const AccordTransfer *transfer, bool sent)
 	return sent ? classify_exchange(transfer) : classify_start(transfer);
 }
 
+static AccordHttpCause
+find_cause(const AccordTransfer *transfer)
+{
+	switch (transfer->code)
+	{
+		case CURLE_COULDNT_RESOLVE_HOST:
+			return ACCORD_HTTP_CAUSE_NAME;
+		case CURLE_COULDNT_CONNECT:
+			return ACCORD_HTTP_CAUSE_CONNECTION;
+		case CURLE_PEER_FAILED_VERIFICATION:
+		case CURLE_SSL_CACERT_BADFILE:
+		case CURLE_SSL_ISSUER_ERROR:
+			return ACCORD_HTTP_CAUSE_CERTIFICATE;
+		case CURLE_SSL_CONNECT_ERROR:
+		case CURLE_SSL_CIPHER:
+			return ACCORD_HTTP_CAUSE_TLS;
+		case CURLE_OPERATION_TIMEDOUT:
+			return ACCORD_HTTP_CAUSE_TIMEOUT;
+		default:
+			return ACCORD_HTTP_CAUSE_OTHER;
+	}
+}
+
 /* Says what went wrong; curl's words may quote the server's bytes. */
 static void
 describe_end(AccordTransfer *transfer, AccordTransport transport)
@@ -776,6 +799,7 @@ accord_http_transfer_respond(AccordTransfer *transfer,
 	if (response->result.transport != ACCORD_TRANSPORT_OK)
 	{
 		describe_end(transfer, response->result.transport);
+		response->cause = find_cause(transfer);
 		response->error = transfer->error;
 	}
 	response->body = transfer->response.data;

@@ -97,6 +97,9 @@ accord_request_add_headers(AccordRequest *request, Jsonb *object,
 
 			text = accord_template_expand(text, true, accord_request_variable,
 										  scope, &missing);
+			/* a probe is about no event */
+			if (missing != NULL && scope->event == NULL)
+				continue;
 			if (missing != NULL)
 			{
 				request->error = psprintf("header %s: the event defines no "
@@ -337,6 +340,59 @@ accord_request_preview(AccordRequest *request, const AccordRoute *route,
 	.seq = batch ? 0 : seq,.preview = true};
 
 	make(request, &scope);
+}
+
+/* The parts of a request that tells nothing. */
+static void
+make_probe(AccordRequest *request, AccordRequestScope *scope,
+		   const char *path)
+{
+	char	   *missing;
+	char	   *wrong = accord_template_check(path);
+	char	   *expanded;
+
+	if (wrong != NULL)
+	{
+		request->error = psprintf("path \"%s\": %s", path, wrong);
+		return;
+	}
+	request->http.method = "GET";
+	expanded = accord_template_expand(path, false, accord_request_variable,
+									  scope, &missing);
+	if (missing != NULL)
+		request->error = psprintf("path \"%s\": the account defines no "
+								  "\"%s\"", path, missing);
+	else
+		accord_request_set_path(request, scope, expanded);
+	if (request->error == NULL)
+		accord_request_add_headers(request, scope->route->channel->headers,
+								   scope);
+}
+
+void
+accord_request_make_probe(AccordRequest *request, AccordChannel *channel,
+						  const AccordAccount *account, const char *path)
+{
+	AccordRoute route = {.channel = channel};
+	AccordRequestScope scope = {.route = &route,.account = account};
+	MemoryContext caller = CurrentMemoryContext;
+
+	memset(request, 0, sizeof(*request));
+	request->http.headers = palloc(ACCORD_REQUEST_HEADERS * sizeof(char *));
+	PG_TRY();
+	{
+		make_probe(request, &scope, path);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		FlushErrorState();
+		request->error = error->message;
+	}
+	PG_END_TRY();
 }
 
 void

@@ -80,6 +80,14 @@ extern void accord_request_make_batch(AccordRequest *request,
 									  const AccordEvent *const *events, int n);
 
 /*
+ * A harmless one, of no event: GET of a path, a template over the account.
+ */
+extern void accord_request_make_probe(AccordRequest *request,
+									  AccordChannel *channel,
+									  const AccordAccount *account,
+									  const char *path);
+
+/*
  * A request to be kept word for word, and kept words back again. One that is
  * too large to be kept is NULL, and has an error.
  */

@@ -157,17 +157,20 @@ accord_request_variable(const char *name, void *arg)
 	AccordRequestScope *scope = arg;
 	const char *path;
 
+	if (strcmp(name, "channel") == 0)
+		return make_string(pstrdup(scope->route->channel->name));
+	if ((path = path_below(name, "vars")) != NULL)
+		return scope->account ?
+			accord_json_path(scope->account->vars, path) : NULL;
+	if (scope->event == NULL)
+		return scope->account != NULL && strcmp(name, "account") == 0 ?
+			make_string(pstrdup(scope->account->name)) : NULL;
 	for (int i = 0; i < lengthof(variable_columns); i++)
 		if (strcmp(name, variable_columns[i].name) == 0)
 			return make_string(accord_request_text(scope->event,
 												   variable_columns[i].column));
 	if (strcmp(name, "event_id") == 0)
 		return make_string(accord_request_event_id(scope->event));
-	if (strcmp(name, "channel") == 0)
-		return make_string(pstrdup(scope->route->channel->name));
-	if ((path = path_below(name, "vars")) != NULL)
-		return scope->account ?
-			accord_json_path(scope->account->vars, path) : NULL;
 	for (int i = 0; i < lengthof(variable_documents); i++)
 	{
 		Jsonb	   *document;

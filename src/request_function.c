@@ -146,6 +146,9 @@ apply_result(AccordRequest *request, AccordRequestScope *scope,
 		accord_request_add_headers(request, DatumGetJsonbP(headers), NULL);
 	if (request->error == NULL && body != NULL)
 		accord_request_take_body(request, scope, body);
+	else if (request->error == NULL &&
+			 accord_request_method_has_body(request->http.method))
+		accord_request_make_body(request, scope);
 }
 
 /* The function that makes the body; NULL: none does. */

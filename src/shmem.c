@@ -27,6 +27,7 @@
 #include "clock.h"
 #include "compat.h"
 #include "counter.h"
+#include "inquiry.h"
 #include "shmem.h"
 
 /* What a process publishes about itself; a cache line of its own. */
@@ -73,7 +74,8 @@ request_shmem(void)
 	RequestAddinShmemSpace(add_size(accord_board_size(),
 									accord_clock_size()));
 	RequestAddinShmemSpace(accord_counter_size());
-	RequestNamedLWLockTranche("pg_accord", 2);
+	RequestAddinShmemSpace(accord_inquiry_size());
+	RequestNamedLWLockTranche("pg_accord", 3);
 }
 
 static void
@@ -97,6 +99,7 @@ start_shmem(void)
 	accord_board_start();
 	accord_counter_start();
 	accord_clock_start(&GetNamedLWLockTranche("pg_accord")[1].lock);
+	accord_inquiry_start(&GetNamedLWLockTranche("pg_accord")[2].lock);
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -344,6 +344,8 @@ INSERT INTO expected_function VALUES
     ('row_key(VARIADIC parts text[]) text'),
     ('expand(template text, variables jsonb) text'),
     ('encode_form(value jsonb, arrays text) text'),
+    ('probe(channel text, account text, path text, OUT ok boolean, OUT verdict text, OUT detail text, OUT status integer, OUT duration_ms real, OUT url text) record'),
+    ('preview(event_id uuid, channel text, account text, OUT method text, OUT url text, OUT headers jsonb, OUT body text, OUT content bytea, OUT note text) record'),
     ('encode_xml(value jsonb, root text) text'),
     ('grant_writer(role regrole) void'),
     ('grant_auditor(role regrole) void'),
@@ -483,6 +485,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                         'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'idempotency_scope', 'inbox', 'source', 'secret.name', 'secret.updated_at']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['owed', 'endpoint_state', 'silence', 'consumer_position', 'safe_seq', 'read', 'expand', 'encode_form', 'encode_xml']), 'EXECUTE'
+    UNION ALL SELECT 'preview', 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['managed', 'policy', 'row_state', 'conflict_log', 'change_log', 'conflict']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['explain', 'row_now', 'clock_time']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['ring_slots', 'verify', 'proof', 'consistency', 'check_proof', 'check_consistency']),
@@ -517,7 +520,7 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT unnest(ARRAY['redeliver', 'discard', 'pause', 'resume', 'adopt', 'launch']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['manage', 'unmanage', 'set_policy', 'drop_policy', 'override', 'what_if', 'check_policy']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['stat_reset', 'reset_counters']), 'EXECUTE'
-    UNION SELECT unnest(ARRAY['replay', 'backfill', 'cancel_replay']), 'EXECUTE'
+    UNION SELECT unnest(ARRAY['replay', 'backfill', 'cancel_replay', 'probe']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping',
                               'check_mapping_function', 'receive_webhook', 'expose_webhook']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['revert', 'undelete', 'revert_commits', 'revert_net', 'revert_steps',
