@@ -235,7 +235,8 @@ COMMENT ON FUNCTION accord.resume(text, text, text) IS 'lets a channel, or one a
 CREATE FUNCTION accord.adopt() RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    start bigint := (SELECT min(position) FROM accord.checkpoint);
+    -- beside a restored row there is the one of CREATE EXTENSION, at zero
+    start bigint := (SELECT max(position) FROM accord.checkpoint);
     highest bigint := (SELECT max(seq) FROM accord.commit_log);
     position bigint;
 BEGIN
@@ -247,6 +248,8 @@ BEGIN
     IF highest > (SELECT last_value FROM accord.commit_seq) THEN
         PERFORM setval('accord.commit_seq', highest);
     END IF;
+    DELETE FROM accord.checkpoint;
+    INSERT INTO accord.checkpoint (position, recorded_at) VALUES (start, now());
     PERFORM accord.take_identity();
     -- Dispatchers that are there began when this was a copy, perhaps an empty one.
     PERFORM accord.launch();

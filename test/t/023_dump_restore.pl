@@ -23,11 +23,16 @@ sub logged
 sub contents
 {
     my ($at, $database) = @_;
-    my @tables = qw(event_log commit_log attempt_log backlog_log cursor_log idempotency_key channel account route);
+    # of partitioned tables the whole; a copy's identity and checkpoint are its own besides, and secrets are not all dumped
+    my @tables = split /\n/, value($at, $database, <<'SQL');
+SELECT relname FROM pg_class WHERE relnamespace = 'accord'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+    AND relname NOT IN ('identity', 'secret', 'checkpoint') ORDER BY 1
+SQL
+    my $checkpoint = value($at, $database, 'SELECT max(position) FROM accord.checkpoint');
     my @sequences = split /\n/, value($at, $database, <<'SQL');
 SELECT oid::regclass FROM pg_class WHERE relnamespace = 'accord'::regnamespace AND relkind = 'S' ORDER BY 1
 SQL
-    return join "\n",
+    return join "\n", "checkpoint: $checkpoint",
       (map { "$_: " . value($at, $database, "SELECT string_agg(t::text, E'\\n' ORDER BY t::text) FROM accord.$_ t") }
           @tables),
       (map { "$_: " . value($at, $database, "SELECT last_value, is_called FROM $_") } @sequences);
@@ -127,6 +132,15 @@ is(value($node, 'restored', 'SELECT count(*) FROM accord.identity WHERE system_i
     'a restored database knows that it is one, whatever else was restored');
 value($node, 'postgres', 'CREATE DATABASE template_copy TEMPLATE app');
 is(contents($node, 'template_copy'), $contents, 'CREATE DATABASE ... TEMPLATE copies it');
+
+# ---- adopted, one goes back to the last housekeeping of its original, and no further: attempts may be gone by then
+
+value($node, 'again', 'UPDATE accord.channel SET enabled = false');
+value($node, 'again', 'SELECT accord.adopt()');
+my $checkpoint = value($node, 'app', 'SELECT position FROM accord.checkpoint');
+cmp_ok($checkpoint, '>', 0, 'the original has kept house');
+is(value($node, 'again', 'SELECT last_value FROM accord.position_0'), $checkpoint, '... where a copy goes back to');
+is(value($node, 'again', 'SELECT position FROM accord.checkpoint'), $checkpoint, '... and keeps the log from');
 
 # ---- copies are silent
 
