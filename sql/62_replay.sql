@@ -79,31 +79,6 @@ BEGIN
 END
 $$;
 
--- The last word about each replay; null columns: its dispatcher has not begun with it.
-CREATE VIEW accord.progress AS
-    SELECT j.id AS job, j.channel, j.account, j.mode,
-           CASE WHEN l.state IN ('done', 'cancelled', 'failed') THEN l.state
-                WHEN j.cancelled_at IS NOT NULL THEN 'cancelled'
-                WHEN NOT c.enabled OR NOT a.enabled
-                     OR EXISTS (SELECT FROM accord.paused p
-                                WHERE p.channel = j.channel AND (p.account IS NULL OR p.account = j.account)
-                                  AND (p.until IS NULL OR p.until > pg_catalog.now())) THEN 'paused'
-                WHEN l.state IS NULL THEN 'queued'
-                ELSE l.state END AS state,
-           coalesce(l.done, 0) AS done, j.total, coalesce(l.delivered, 0) AS delivered,
-           coalesce(l.failed, 0) AS failed, coalesce(l.passed, 0) AS passed, j.rate,
-           j.first_seq, j.last_seq, l.seq AS at_seq, j.topic, j.key, j.created_at, l.started_at,
-           CASE WHEN l.state IN ('done', 'cancelled', 'failed') THEN l.recorded_at END AS finished_at,
-           j.reason, j.actor,
-           CASE WHEN l.state = 'failed' THEN l.reason
-                WHEN l.state = 'done' THEN NULL
-                ELSE pg_catalog.concat_ws(': ', j.cancelled_by, j.cancel_reason) END AS ended_by
-    FROM accord.replay_job j
-    LEFT JOIN LATERAL (SELECT r.* FROM accord.replay_log r WHERE r.job = j.id ORDER BY r.version DESC LIMIT 1) l ON true
-    LEFT JOIN accord.channel c ON c.name = j.channel
-    LEFT JOIN accord.account a ON a.channel = j.channel AND a.name = j.account;
-COMMENT ON VIEW accord.progress IS 'every replay, and how far it has come: queued, running, paused (as its channel is), done, cancelled or failed';
-
 -- The first commit after a point; raises when that is gone with its slot of the ring. Null: the first that is there.
 CREATE FUNCTION accord.replay_begin(since text) RETURNS bigint
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$

@@ -8,6 +8,15 @@ CREATE FUNCTION accord.pull_list(only_kind text, only_id bigint, OUT kind text, 
     SELECT 'feed', p.feed, p.account, p.channel, accord.feed_due(p.feed, p.account)
     FROM accord.feed_places() p
     WHERE p.enabled AND (only_kind IS NULL OR only_kind = 'feed' AND p.feed = only_id)
+    UNION ALL
+    SELECT 'schedule', p.reconciliation, p.account, p.channel, accord.reconcile_due(p.reconciliation, p.account)
+    FROM accord.reconcile_places() p JOIN accord.reconciliation r ON r.id = p.reconciliation
+    WHERE p.enabled AND r.every IS NOT NULL AND (only_kind IS NULL OR only_kind = 'schedule' AND p.reconciliation = only_id)
+    UNION ALL
+    SELECT 'job', j.id, j.account, p.channel, j.due_at
+    FROM accord.reconcile_job j
+    JOIN accord.reconcile_places() p ON p.reconciliation = j.reconciliation AND p.account = j.account
+    WHERE p.enabled AND j.state IN ('queued', 'running') AND (only_kind IS NULL OR only_kind = 'job' AND j.id = only_id)
 $$;
 COMMENT ON FUNCTION accord.pull_list(text, bigint) IS 'internal: what is pulled, and when each is due; all, or one';
 
@@ -18,13 +27,19 @@ CREATE FUNCTION accord.pull_request(kind text, id bigint, account text, OUT vers
     LANGUAGE plpgsql STABLE ROWS 1 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN
-    IF NOT EXISTS (SELECT FROM accord.feed f WHERE f.id = id) THEN
+    IF kind = 'feed' AND EXISTS (SELECT FROM accord.feed f WHERE f.id = id) THEN
+        SELECT r.* INTO version, url, method, headers, body, max_response FROM accord.feed_request(id, account) r;
+    ELSIF kind = 'job' AND EXISTS (SELECT FROM accord.reconcile_job j WHERE j.id = id AND j.state IN ('queued', 'running')) THEN
+        SELECT r.* INTO version, url, method, headers, body, max_response FROM accord.reconcile_request(id) r;
+    ELSIF kind = 'schedule' AND EXISTS (SELECT FROM accord.reconciliation r WHERE r.id = id) THEN
+        version := 0;
+    ELSE
         RETURN;
     END IF;
-    SELECT r.* INTO version, url, method, headers, body, max_response FROM accord.feed_request(id, account) r;
     RETURN NEXT;
 EXCEPTION WHEN OTHERS THEN
-    version := coalesce((accord.feed_state(id, account)).version, 0);
+    version := CASE kind WHEN 'feed' THEN coalesce((accord.feed_state(id, account)).version, 0)
+                         ELSE coalesce((SELECT j.version FROM accord.reconcile_job j WHERE j.id = id), 0) END;
     error := SQLERRM;
     RETURN NEXT;
 END
@@ -34,12 +49,16 @@ COMMENT ON FUNCTION accord.pull_request(text, bigint, text) IS 'internal: the ne
 CREATE FUNCTION accord.pull_take(kind text, id bigint, account text, version bigint, status integer, headers jsonb,
                                  body text, error text) RETURNS timestamptz
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT accord.feed_take(id, account, version, status, headers, body, error)
+    SELECT CASE kind WHEN 'feed' THEN accord.feed_take(id, account, version, status, headers, body, error)
+                     WHEN 'job' THEN accord.reconcile_take(id, version, status, headers, body, error)
+                     WHEN 'schedule' THEN accord.reconcile_schedule(id, account) END
 $$;
 COMMENT ON FUNCTION accord.pull_take(text, bigint, text, bigint, integer, jsonb, text, text) IS 'internal: takes in an answer (status 0: there was none); returns when there is more to do, null: never';
 
 CREATE FUNCTION accord.pull_fail(kind text, id bigint, account text, version bigint, error text) RETURNS timestamptz
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT accord.feed_fail(id, account, version, error)
+    SELECT CASE kind WHEN 'feed' THEN accord.feed_fail(id, account, version, error)
+                     WHEN 'job' THEN accord.reconcile_fail(id, error)
+                     ELSE clock_timestamp() + interval '1 min' END
 $$;
 COMMENT ON FUNCTION accord.pull_fail(text, bigint, text, bigint, text) IS 'internal: an answer could not be taken in; returns when to try again';

@@ -57,6 +57,7 @@ BEGIN
                    'accord.timeline, accord.status, accord.pg_stat_accord, accord.pg_stat_accord_database, accord.consumer, accord.consumer_log, accord.consumer_status, accord.retirement, accord.archive, accord.ring, accord.seal, accord.seal_node, accord.seal_gap, accord.channel, accord.account, accord.route, accord.identity, '
                    'accord.idempotency_key TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.idempotency_scope, accord.inbox, accord.source TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.reconciliation, accord.reconcile_job, accord.reconcile_item, accord.drift TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.feed, accord.feed_log, accord.feed_item, accord.feed_parked, accord.feed_status TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.feed_state(bigint, text), accord.feed_places() TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
@@ -121,8 +122,10 @@ BEGIN
                    'description), DELETE ON accord.archive TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.secret TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.source, accord.idempotency_scope TO %s', role);
-    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.feed TO %s', role);
-    EXECUTE format('GRANT USAGE ON SEQUENCE accord.feed_id_seq TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.feed, accord.reconciliation TO %s', role);
+    EXECUTE format('GRANT USAGE ON SEQUENCE accord.feed_id_seq, accord.reconciliation_id_seq TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.reconcile(text, text, text, text[], boolean, interval), '
+                   'accord.cancel_reconcile(bigint, text) TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.check_template(text, text), accord.poll_feed(text, text), '
                    'accord.reset_feed(text, text, text, timestamptz), accord.retry_parked(text, bigint), '
                    'accord.drop_parked(text, bigint), accord.ical_events(text, timestamptz, timestamptz) TO %s', role);

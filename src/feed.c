@@ -3,7 +3,8 @@
  * that are not JSON are read: its Link header, and iCalendars.
  *
  * Runs in clerks, and in any backend that calls accord.ical_events(). What
- * there is to know of feeds is in sql/53_feed.sql.
+ * there is to know of feeds is in sql/53_feed.sql; of reconciliations, whose
+ * functions are called here, in sql/63_reconcile.sql.
  *
  * Invariants: what comes of an item is done as the feed's owner, with nothing
  * of anybody's search_path, and in a clerk within accord.function_timeout.
@@ -16,6 +17,8 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -23,11 +26,14 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/regproc.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "clerk.h"
+#include "compat.h"
+#include "config.h"
 #include "guc.h"
 #include "http.h"
 #include "ical.h"
@@ -42,6 +48,7 @@
 PG_FUNCTION_INFO_V1(accord_receive_item);
 PG_FUNCTION_INFO_V1(accord_link_next);
 PG_FUNCTION_INFO_V1(accord_ical_events);
+PG_FUNCTION_INFO_V1(accord_call_as);
 
 /* Arguments of accord.receive_item(). */
 enum
@@ -230,5 +237,77 @@ accord_ical_events(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	events(text_to_cstring(PG_GETARG_TEXT_PP(0)), &bounds, emit_event,
 		   fcinfo->resultinfo);
+	return (Datum) 0;
+}
+
+/* Who owns a function can replace it, and would then act as that role. */
+static void
+check_callable(Oid function, Oid owner, const char *name)
+{
+	if (accord_function_executable(function, owner) &&
+		accord_config_may_run(function, owner))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("role \"%s\" may not run function %s", name,
+					format_procedure(function)),
+			 errhint("GRANT EXECUTE on it; for a superuser it must be a "
+					 "superuser's.")));
+}
+
+/* Runs the query, and adds its rows to the result. */
+static void
+run_query(const char *query, Datum argument, ReturnSetInfo *set)
+{
+	Oid			types[] = {JSONBOID};
+
+	SPI_connect();
+	if (SPI_execute_with_args(query, 1, types, &argument, NULL, false, 0) !=
+		SPI_OK_SELECT)
+		elog(ERROR, "could not run a function of a reconciliation");
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Datum		value = SPI_getbinval(SPI_tuptable->vals[i],
+										  SPI_tuptable->tupdesc, 1, &isnull);
+
+		tuplestore_putvalues(set->setResult, set->setDesc, &value, &isnull);
+	}
+	SPI_finish();
+}
+
+/* accord.call_as(owner, function, query, argument) */
+Datum
+accord_call_as(PG_FUNCTION_ARGS)
+{
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char	   *query = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	Oid			owner = get_role_oid(name, false);
+	int			level = NewGUCNestLevel();
+	Oid			user;
+	int			security;
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	check_callable(PG_GETARG_OID(1), owner, name);
+	GetUserIdAndSecContext(&user, &security);
+	SetUserIdAndSecContext(owner, security | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	(void) set_config_option("row_security", "on", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	if (accord_clerk_is())
+		enable_timeout_after(STATEMENT_TIMEOUT, accord_function_timeout);
+	PG_TRY();
+	{
+		run_query(query, PG_GETARG_DATUM(3),
+				  (ReturnSetInfo *) fcinfo->resultinfo);
+	}
+	PG_FINALLY();
+	{
+		if (accord_clerk_is())
+			disable_timeout(STATEMENT_TIMEOUT, false);
+	}
+	PG_END_TRY();
+	AtEOXact_GUC(true, level);
+	SetUserIdAndSecContext(user, security);
 	return (Datum) 0;
 }

@@ -134,7 +134,7 @@ static void
 initialize(AccordDesk *desk)
 {
 	static const char *const tables[] = {
-		"feed", "channel", "account", "paused"
+		"feed", "reconciliation", "channel", "account", "paused"
 	};
 	HASHCTL		ctl;
 	MemoryContext old;

@@ -214,6 +214,31 @@ INSERT INTO expected VALUES
     ('feed_status', 'feed text, channel text, account text, state text, silent boolean, polled_at timestamptz,
         news_at timestamptz, due_at timestamptz, received bigint, parked bigint, failures integer, error text,
         cursor text, since timestamptz');
+INSERT INTO expected VALUES
+    ('drift', 'reconciliation text not null, channel text not null, account text not null, key text not null, kind
+        text not null, expected jsonb, actual jsonb, first_seen timestamptz not null, last_seen timestamptz not
+        null, job bigint not null, repaired_at timestamptz, repaired_by uuid'),
+    ('reconcile_item', 'job bigint not null, key text not null, is_read boolean not null default false, is_pending
+        boolean not null default false, is_expected boolean not null default false, changed_at timestamptz, value
+        jsonb, wanted jsonb, topic text'),
+    ('reconcile_job', 'id bigint not null default nextval(''accord.replay_job_id_seq''::regclass), reconciliation
+        bigint not null, account text not null, keys text[], repair boolean not null, grace interval not null, state
+        text not null default ''queued''::text, version bigint not null default 1, due_at timestamptz not null
+        default now(), failures integer not null default 0, done bigint not null default 0, total bigint not null
+        default 0, equal bigint not null default 0, drifting bigint not null default 0, repaired bigint not null
+        default 0, place jsonb not null default ''{}''::jsonb, error text, actor text, created_at timestamptz not
+        null default clock_timestamp(), started_at timestamptz, finished_at timestamptz, cancelled_at timestamptz,
+        cancelled_by text, cancel_reason text'),
+    ('reconciliation', 'id bigint not null identity, name text not null, channel text not null, account text,
+        enabled boolean not null default true, every interval, read text not null default ''list''::text, path text
+        not null default ''''::text, query jsonb not null default ''{}''::jsonb, headers jsonb not null default
+        ''{}''::jsonb, format text not null default ''json''::text, paging text not null default ''none''::text,
+        items jsonpath not null default ''$[*]''::jsonpath, next_page jsonpath, more jsonpath, item_key jsonpath,
+        value jsonpath not null default ''$''::jsonpath, topic text not null default ''*''::text, expected_function
+        text, compared jsonb, ignored text[] not null default ''{}''::text[], normalise_function text, grace
+        interval not null default ''00:01:00''::interval, repair boolean not null default false, max_page integer
+        not null default 8388608, max_pages integer not null default 10000, owner text not null default
+        CURRENT_USER, description text');
 -- Blanks in the list above are for the eye.
 UPDATE expected
     SET columns = replace(regexp_replace(columns, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
@@ -238,7 +263,7 @@ SELECT set_eq($$SELECT name FROM relation WHERE kind = 'S'$$,
                 'consumer_slot', 'key_slot', 'inbox_slot', 'consumer_id_seq', 'captured_id_seq',
                 'managed_id_seq', 'conflict_seq', 'conflict_slot', 'replay_job_id_seq', 'clock_bound', 'clock_run',
                 'dispatcher_count', 'route_id_seq', 'rate_limit_id_seq', 'rule_id_seq',
-                'feed_slot', 'feed_version', 'feed_id_seq', 'feed_parked_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
+                'feed_slot', 'feed_version', 'feed_id_seq', 'feed_parked_id_seq', 'reconciliation_id_seq']) UNION SELECT 'position_' || d FROM generate_series(0, 15) d$$,
               'the sequences');
 SELECT is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
                              || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
@@ -388,6 +413,9 @@ INSERT INTO expected_function VALUES
     ('poll_feed(feed text, account text) integer'),
     ('reset_feed(feed text, account text, cursor text, since timestamptz) integer'),
     ('retry_parked(feed text, id bigint) bigint');
+INSERT INTO expected_function VALUES
+    ('cancel_reconcile(job bigint, reason text) boolean'),
+    ('reconcile(channel text, account text, name text, keys text[], repair boolean, grace interval) SETOF bigint');
 UPDATE expected_function
     SET signature = replace(regexp_replace(signature, '\s+', ' ', 'g'), 'timestamptz', 'timestamp with time zone');
 SELECT set_eq($$SELECT signature FROM function WHERE comment !~ '^(internal|trigger): '$$,
@@ -424,7 +452,7 @@ SELECT is_empty($$SELECT t.typname FROM member m JOIN pg_type t ON t.oid = m.obj
                   WHERE m.classid = 'pg_type'::regclass AND t.typelem = 0 AND r.oid IS NULL
                     AND obj_description(t.oid, 'pg_type') IS NULL$$, 'every type has a comment');
 SELECT is_empty($$SELECT r.name, a.attname FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
-                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'rate_limit', 'rule', 'secret', 'source', 'feed') AND a.attname NOT IN
+                  WHERE r.name IN ('outbox', 'channel', 'account', 'route', 'rate_limit', 'rule', 'secret', 'source', 'feed', 'reconciliation') AND a.attname NOT IN
                         ('id', 'name', 'description', 'updated_at') AND col_description(r.oid, a.attnum) IS NULL$$,
                 'every column that users fill in has a comment');
 
@@ -501,6 +529,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['progress', 'replay_job', 'replay_log']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['reconciliation', 'reconcile_job', 'reconcile_item', 'drift']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['feed', 'feed_log', 'feed_item', 'feed_parked', 'feed_status']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['feed_state', 'feed_places']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['as_of', 'row_as_of', 'history', 'blame', 'diff', 'point_seq', 'seq_at', 'oldest_seq', 'row_of',
@@ -512,7 +541,9 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
     UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE'), ('consumer_id_seq', 'USAGE')
     UNION VALUES ('rule_id_seq', 'USAGE')
-    UNION VALUES ('feed_id_seq', 'USAGE')
+    UNION VALUES ('feed_id_seq', 'USAGE'), ('reconciliation_id_seq', 'USAGE')
+    UNION SELECT 'reconciliation', unnest(ARRAY['INSERT', 'UPDATE', 'DELETE'])
+    UNION SELECT unnest(ARRAY['reconcile', 'cancel_reconcile']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['check_template', 'poll_feed', 'reset_feed', 'retry_parked', 'drop_parked', 'ical_events']), 'EXECUTE'
     UNION VALUES ('archive', 'DELETE'), ('erase', 'EXECUTE')
     UNION SELECT 'archive.' || c, p FROM unnest(ARRAY['log', 'function', 'owner', 'enabled', 'description']) c,
@@ -557,7 +588,7 @@ FROM unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'curs
                   'rate_limit', 'paused', 'outbox', 'backlog',
                   'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'seal', 'seal_node', 'seal_gap', 'channel', 'account', 'route', 'identity',
                   'idempotency_key', 'captured', 'captured_shape', 'captured_baseline', 'mark_log', 'marks', 'progress', 'replay_job', 'replay_log',
-                  'feed', 'feed_log', 'feed_item', 'feed_parked', 'feed_status']) name;
+                  'feed', 'feed_log', 'feed_item', 'feed_parked', 'feed_status', 'reconciliation', 'reconcile_job', 'drift']) name;
 SELECT lives_ok($$SELECT * FROM accord.read(0)$$, 'and in commit order');
 SELECT is((SELECT name FROM accord.secret WHERE name = 'surface'), 'surface', 'which secrets there are');
 SELECT throws_ok($$SELECT value FROM accord.secret$$, '42501', NULL, 'not their values');
