@@ -13,7 +13,8 @@
  * One thread, one epoll set, keep-alive, pipelining. Every request is answered
  * with 200 and "{}", counted and stamped in FILE (see sink.h). Paths that
  * begin with "/h" are read and not answered: a server that hangs, until
- * SIGUSR1, which closes the connections these came on. It knows just enough
+ * SIGUSR1, which closes the connections these came on; those that begin with
+ * "/s" are answered with 503. It knows just enough
  * of HTTP/1.1 for the clients measured here: Content-Length, no chunks. It is
  * much cheaper than any client, so that it is the client that is measured.
  *
@@ -51,6 +52,9 @@
 static const char answer[] =
 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 "Content-Length: 2\r\n\r\n{}";
+
+static const char refusal[] =
+"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
 
 typedef struct Connection
 {
@@ -120,8 +124,8 @@ note_arrival(const char *body, size_t len, int64_t now)
 		__atomic_store_n(&file->arrivals[number], now, __ATOMIC_RELEASE);
 }
 
-/* Counts a request; true: it gets an answer. */
-static bool
+/* Counts a request; returns its answer, NULL: it gets none. */
+static const char *
 take_request(const char *start, const char *body, size_t len, int64_t now)
 {
 	const char *path = memchr(start, ' ', body - start);
@@ -134,17 +138,19 @@ take_request(const char *start, const char *body, size_t len, int64_t now)
 	__atomic_store_n(&lane->requests, lane->requests + 1, __ATOMIC_RELEASE);
 	if (letter == 'l')
 		note_arrival(body, start + len - body, now);
-	return letter != 'h';
+	if (letter == 'h')
+		return NULL;
+	return letter == 's' ? refusal : answer;
 }
 
 static bool
-send_answer(Connection *connection)
+send_answer(Connection *connection, const char *text)
 {
-	const int	len = sizeof(answer) - 1;
+	const int	len = strlen(text);
 
 	if (connection->tls != NULL)
-		return SSL_write(connection->tls, answer, len) == len;
-	return send(connection->fd, answer, len, MSG_NOSIGNAL) == len;
+		return SSL_write(connection->tls, text, len) == len;
+	return send(connection->fd, text, len, MSG_NOSIGNAL) == len;
 }
 
 /* As recv(): -1 and EAGAIN when there is nothing (more) yet, 0 at the end. */
@@ -177,6 +183,7 @@ serve(Connection *connection, int64_t now)
 		char	   *start = connection->data + done;
 		size_t		len = connection->len - done;
 		char	   *body = memmem(start, len, "\r\n\r\n", 4);
+		const char *text;
 		size_t		length;
 
 		if (body == NULL)
@@ -186,9 +193,10 @@ serve(Connection *connection, int64_t now)
 		if (length == 0)
 			break;
 		/* an answer that does not fit: its client does not read, away */
-		if (!take_request(start, body, length, now))
+		text = take_request(start, body, length, now);
+		if (text == NULL)
 			connection->hangs = true;
-		else if (!send_answer(connection))
+		else if (!send_answer(connection, text))
 			return false;
 		done += length;
 	}
