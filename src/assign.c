@@ -84,7 +84,7 @@ configure_connection(AccordDesk *desk, AccordConnection *connection)
 static void
 configure_all(AccordDesk *desk)
 {
-	HASH_SEQ_STATUS scan;
+	AccordDeskScan scan;
 	AccordConnection *connection;
 
 	desk->resume_at = 0;

@@ -348,11 +348,17 @@ accord_db_insert(Relation rel, HeapTuple *tuples, int n)
 	int			options = TABLE_INSERT_SKIP_FSM;
 	TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
 	CommandId	cid = GetCurrentCommandId(true);
+	TupleDesc	desc = RelationGetDescr(rel);
 
+	/*
+	 * Of a copy nobody counts who uses it; of the table's own descriptor, the
+	 * transaction's resource owner would search all slots for each of them.
+	 */
+	if (n > 1)
+		desc = CreateTupleDescCopy(desc);
 	for (int i = 0; i < n; i++)
 	{
-		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(rel),
-											&TTSOpsHeapTuple);
+		slots[i] = MakeSingleTupleTableSlot(desc, &TTSOpsHeapTuple);
 		ExecStoreHeapTuple(tuples[i], slots[i], false);
 		slots[i]->tts_tableOid = RelationGetRelid(rel);
 	}
@@ -364,5 +370,7 @@ accord_db_insert(Relation rel, HeapTuple *tuples, int n)
 
 	for (int i = 0; i < n; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
+	if (n > 1)
+		FreeTupleDesc(desc);
 	pfree(slots);
 }

@@ -35,9 +35,8 @@ typedef struct HubEntry
 
 typedef struct ConnectionEntry
 {
-	char		name[2 * NAMEDATALEN + 192];	/* hash key: channel, \n,
-												 * account */
-	AccordConnection *connection;
+	uint64		id;				/* hash key */
+	AccordConnection *first;	/* others of this hash follow it */
 } ConnectionEntry;
 
 static int
@@ -106,8 +105,8 @@ accord_desk_create(int number, int count)
 							  sizeof(((HubEntry *) 0)->name),
 							  sizeof(HubEntry), HASH_STRINGS);
 	desk->connections = create_table(context, "pg_accord connections",
-									 sizeof(((ConnectionEntry *) 0)->name),
-									 sizeof(ConnectionEntry), HASH_STRINGS);
+									 sizeof(uint64), sizeof(ConnectionEntry),
+									 HASH_BLOBS);
 	desk->lanes = create_table(context, "pg_accord lanes", sizeof(uint64),
 							   sizeof(AccordLane), HASH_BLOBS);
 	desk->merges = create_table(context, "pg_accord merges", sizeof(uint64),
@@ -129,29 +128,6 @@ accord_desk_create(int number, int count)
 	dlist_init(&desk->batches_due);
 	MemoryContextSwitchTo(old);
 	return desk;
-}
-
-/*
- * A fixed-size name for the hash table: long account names are replaced by
- * their hash, which for 128 bits is as good as the name.
- */
-static void
-connection_name(char *name, Size size, const char *channel, const char *account)
-{
-	const unsigned char *bytes = (const unsigned char *) account;
-	Size		channel_len = strlen(channel);
-	Size		account_len = strlen(account);
-
-	if (channel_len + 1 + account_len < size)
-	{
-		memcpy(name, channel, channel_len);
-		name[channel_len] = '\n';
-		memcpy(name + channel_len + 1, account, account_len + 1);
-	}
-	else
-		snprintf(name, size, "%s\n\n" UINT64_FORMAT "." UINT64_FORMAT, channel,
-				 hash_bytes_extended(bytes, account_len, 1),
-				 hash_bytes_extended(bytes, account_len, 2));
 }
 
 uint64
@@ -216,30 +192,16 @@ accord_connection_touch(AccordDesk *desk, AccordConnection *connection)
 	dlist_push_tail(&desk->stale, &connection->stale_node);
 }
 
-AccordConnection *
-accord_desk_connection(AccordDesk *desk, const char *channel,
-					   const char *account, bool create)
+static AccordConnection *
+create_connection(AccordDesk *desk, const char *channel, const char *account,
+				  uint64 id)
 {
-	char		name[sizeof(((ConnectionEntry *) 0)->name)];
-	ConnectionEntry *entry;
-	AccordConnection *connection;
-	bool		found;
+	AccordConnection *connection =
+	MemoryContextAllocZero(desk->context, sizeof(AccordConnection));
 
-	memset(name, 0, sizeof(name));
-	connection_name(name, sizeof(name), channel, account);
-	entry = hash_search(desk->connections, name,
-						create ? HASH_ENTER : HASH_FIND, &found);
-	if (entry == NULL)
-		return NULL;
-	if (found && entry->connection != NULL)
-		return entry->connection;
-
-	entry->connection = NULL;	/* were the next one to raise */
-	connection = MemoryContextAllocZero(desk->context,
-										sizeof(AccordConnection));
 	connection->hub = enter_hub(desk, channel);
 	connection->account = MemoryContextStrdup(desk->context, account);
-	connection->id = accord_endpoint_hash(channel, account);
+	connection->id = id;
 	connection->gate.max_in_flight = 1;
 	connection->weight = 1;
 	connection->ordered = true;
@@ -248,7 +210,34 @@ accord_desk_connection(AccordDesk *desk, const char *channel,
 	connection->board = ACCORD_BOARD_UNASKED;
 	dlist_init(&connection->exceptions);
 	accord_connection_touch(desk, connection);
-	entry->connection = connection;
+	return connection;
+}
+
+AccordConnection *
+accord_desk_connection(AccordDesk *desk, const char *channel,
+					   const char *account, bool create)
+{
+	uint64		id = accord_endpoint_hash(channel, account);
+	ConnectionEntry *entry;
+	AccordConnection *connection;
+	bool		found;
+
+	entry = hash_search(desk->connections, &id,
+						create ? HASH_ENTER : HASH_FIND, &found);
+	if (entry == NULL)
+		return NULL;
+	if (!found)
+		entry->first = NULL;	/* were the next one to raise */
+	for (connection = entry->first; connection != NULL;
+		 connection = connection->same_id)
+		if (strcmp(connection->account, account) == 0 &&
+			strcmp(connection->hub->channel, channel) == 0)
+			return connection;
+	if (!create)
+		return NULL;
+	connection = create_connection(desk, channel, account, id);
+	connection->same_id = entry->first;
+	entry->first = connection;
 	return connection;
 }
 
@@ -273,17 +262,27 @@ accord_connection_endpoint(AccordDesk *desk, AccordConnection *connection,
 }
 
 void
-accord_desk_scan(AccordDesk *desk, HASH_SEQ_STATUS *scan)
+accord_desk_scan(AccordDesk *desk, AccordDeskScan *scan)
 {
-	hash_seq_init(scan, desk->connections);
+	hash_seq_init(&scan->entries, desk->connections);
+	scan->next = NULL;
 }
 
 AccordConnection *
-accord_desk_scan_next(HASH_SEQ_STATUS *scan)
+accord_desk_scan_next(AccordDeskScan *scan)
 {
-	ConnectionEntry *entry = hash_seq_search(scan);
+	AccordConnection *connection = scan->next;
 
-	return entry ? entry->connection : NULL;
+	while (connection == NULL)
+	{
+		ConnectionEntry *entry = hash_seq_search(&scan->entries);
+
+		if (entry == NULL)
+			return NULL;
+		connection = entry->first;
+	}
+	scan->next = connection->same_id;
+	return connection;
 }
 
 void

@@ -260,7 +260,9 @@ typedef struct AccordHub
 
 /*
  * One account's connection to one channel: an endpoint as users see it. What
- * it is owed stands in a queue for each priority in use.
+ * it is owed stands in a queue for each priority in use. With thousands of
+ * them memory is slower than what is done with it: what each delivery needs
+ * stands together, in front.
  */
 typedef struct AccordConnection
 {
@@ -269,36 +271,41 @@ typedef struct AccordConnection
 	char	   *account;		/* "": the channel itself */
 	uint64		id;				/* seed of its lanes' hashes */
 	struct AccordEndpoint *endpoints[ACCORD_QUEUES];	/* or NULL */
+
 	AccordGate	gate;
-	AccordAllowance allowance;
-	AccordAlarm alarm;
-	AccordBreaker breaker;
-	AccordMeter *meters;		/* limits of each account */
 	int			n_meters;
+	AccordMeter *meters;		/* limits of each account */
 	int			weight;			/* deliveries in a row, of its channel's round */
 	int			credit;			/* ... that it has left */
 	int			shares[ACCORD_PRIORITIES];	/* ... of its priorities */
 	bool		rotating;		/* in its hub's ready list */
 	bool		paused;			/* channel or account disabled, or paused */
 	bool		ordered;
-	bool		known;			/* has been configured */
-	TimestampTz paused_until;	/* 0: until somebody resumes it */
+	bool		stale;			/* shows what is not true any more */
 	dlist_node	ready_node;
-	dlist_head	exceptions;
-	int			n_state[ACCORD_STATE_DEAD + 1]; /* of them */
-	int64		n_dead;
-	AccordGauge gauge;
+
+	dlist_node	stale_node;		/* in desk->stale */
+	AccordAlarm alarm;
+
+	AccordAllowance allowance;
+	AccordBreaker breaker;
+	AccordRetryPolicy policy;	/* of its channel; command parts per delivery */
+
 	TimestampTz last_delivered_at;
 	TimestampTz last_attempt_at;
 	TimestampTz last_error_at;
 	int			last_outcome;	/* AccordOutcome; -1: none yet */
-	char		last_error[200];
 	int			board;			/* its place there, or one of the next */
-	bool		stale;			/* shows what is not true any more */
-	dlist_node	stale_node;		/* in desk->stale */
+	AccordGauge gauge;
+
+	struct AccordConnection *same_id;	/* another of the same hash, or NULL */
+	TimestampTz paused_until;	/* 0: until somebody resumes it */
+	dlist_head	exceptions;
+	int			n_state[ACCORD_STATE_DEAD + 1]; /* of them */
+	int64		n_dead;
 	TimestampTz logged_at;		/* trouble was last put into the server log */
 	int			unlogged;		/* ... and not, since then */
-	AccordRetryPolicy policy;	/* of its channel; command parts per delivery */
+	char		last_error[200];
 } AccordConnection;
 
 #define ACCORD_BOARD_UNASKED (-1)
@@ -357,7 +364,7 @@ typedef struct AccordDesk
 	int			count;			/* of so many */
 	MemoryContext context;
 	HTAB	   *hubs;
-	HTAB	   *connections;
+	HTAB	   *connections;	/* by id */
 	HTAB	   *lanes;
 	HTAB	   *merges;
 	HTAB	   *exceptions;		/* AccordException */
@@ -428,8 +435,14 @@ extern void accord_connection_touch(AccordDesk *desk,
 									AccordConnection *connection);
 
 /* All connections, one after the other; NULL: no more. */
-extern void accord_desk_scan(AccordDesk *desk, HASH_SEQ_STATUS *scan);
-extern AccordConnection *accord_desk_scan_next(HASH_SEQ_STATUS *scan);
+typedef struct AccordDeskScan
+{
+	HASH_SEQ_STATUS entries;
+	AccordConnection *next;		/* of the same entry */
+} AccordDeskScan;
+
+extern void accord_desk_scan(AccordDesk *desk, AccordDeskScan *scan);
+extern AccordConnection *accord_desk_scan_next(AccordDeskScan *scan);
 
 extern AccordEvent *accord_event_create(AccordDesk *desk, TupleTableSlot *row);
 extern void accord_event_release(AccordDesk *desk, AccordEvent *event);

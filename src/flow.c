@@ -583,7 +583,7 @@ accord_flow_restore(AccordConnection *connection, TimestampTz probe_at)
 void
 accord_flow_resume(AccordDesk *desk, const char *channel, const char *account)
 {
-	HASH_SEQ_STATUS scan;
+	AccordDeskScan scan;
 	AccordConnection *connection;
 
 	accord_desk_scan(desk, &scan);

@@ -260,7 +260,7 @@ accord_replay_count(AccordDesk *desk, const AccordConnection *connection)
 static void
 touch_connections(AccordDesk *desk, AccordReplayJob *job)
 {
-	HASH_SEQ_STATUS scan;
+	AccordDeskScan scan;
 	AccordConnection *connection;
 
 	accord_desk_scan(desk, &scan);

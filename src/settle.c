@@ -45,6 +45,7 @@
 #define CURSORS_PER_SECOND 500
 #define LOOK_EVERY 200			/* ms */
 #define LOOK_EACH 50			/* us for each endpoint, with thousands */
+#define POSITION_EACH 16		/* ... for the position alone */
 #define REPLAY_LIMIT 64			/* replays whose progress is written together */
 #define LOG_EVERY 10000			/* ms */
 #define HTTP_TOO_MANY_REQUESTS 429
@@ -1014,14 +1015,14 @@ follow(Settlement *settlement, AccordSettleSend send)
 
 /*
  * Up to where everything is settled, before this batch; with thousands of
- * endpoints not at every commit: in four times as many microseconds as there are
- * of them.
+ * endpoints not at every commit: in so many times as many microseconds as there
+ * are of them.
  */
 static void
 find_position(TimestampTz now)
 {
 	if (batch.n_settlements > 0 && now >= batch.positioned_at &&
-		now - batch.positioned_at < 4 * batch.desk->n_active)
+		now - batch.positioned_at < POSITION_EACH * batch.desk->n_active)
 		return;
 	batch.positioned_at = now;
 	batch.position = accord_desk_position(batch.desk);

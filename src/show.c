@@ -20,7 +20,7 @@
 #include "tally.h"
 
 #define SHOW_EVERY 250			/* ms */
-#define SHOW_PART 50			/* ... and a fiftieth of the time at most */
+#define SHOW_PART 100			/* ... and a hundredth of the time at most */
 #define EXCEPTIONS_LOOKED_AT 100
 
 static TimestampTz shown_at = 0;
