@@ -3,6 +3,7 @@
 # For users:       make && make install          (PG_CONFIG=... picks the PostgreSQL)
 # For developers:  make test       everything, in a private copy; nothing on the machine is touched
 #                  make test-majors   the same on 17, 18 and 19, in systems that debootstrap makes (root; 5 GB)
+#                  make mutants    whether the tests notice mistakes that are made on purpose
 #                  make lint       the house rules
 #                  make indent     formats src/ (make check-format only looks)
 #                  make bench      the measurements
@@ -80,6 +81,8 @@ test:
 
 test-majors:
 	test/majors
+mutants:
+	test/run mutants
 
 # What PGXN takes: the tree as it was committed, with the install script, which is built.
 DIST := pg_accord-$(shell sed -nE 's/^ *"version": *"([^"]+)".*/\1/p' META.json | head -n 1)
@@ -108,4 +111,4 @@ indent:
 check-format:
 	test/indent --check
 
-.PHONY: install-ical uninstall-ical all dist test test-majors demo bench chaos lint indent check-format
+.PHONY: install-ical uninstall-ical all dist test test-majors mutants demo bench chaos lint indent check-format
