@@ -258,6 +258,20 @@ END
 $$;
 COMMENT ON FUNCTION accord.unmanage(regclass) IS 'ends the merging of a table''s changes: policies and what is kept of its rows go, conflict_log and change_log stay';
 
+CREATE FUNCTION accord.managed_follow() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    gone record;
+BEGIN
+    FOR gone IN DELETE FROM accord.managed m WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = m.relation)
+                RETURNING m.id, m.relation LOOP
+        DELETE FROM accord.row_state s WHERE s.managed = gone.id;
+        PERFORM accord.control_append('accord.unmanage', jsonb_build_object('relation', gone.relation));
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION accord.managed_follow() IS 'internal: called after DDL; managed tables may have been dropped';
+
 CREATE FUNCTION accord.add_policy(relation regclass, column_name text, strategy text, options jsonb, reason text)
     RETURNS integer
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$

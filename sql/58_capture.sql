@@ -346,6 +346,7 @@ BEGIN
                           WHERE g.tgrelid = p AND g.tgfoid = 'accord.capture_truncate'::regproc);
     END LOOP;
     PERFORM accord.claims_follow();
+    PERFORM accord.managed_follow();
 END
 $$;
 COMMENT ON FUNCTION accord.capture_follow(integer[]) IS 'internal: called after DDL; tables may have been renamed, altered, dropped, or got new partitions';

@@ -272,6 +272,7 @@ accord_baseline(PG_FUNCTION_ARGS)
  */
 static int	dropped[64];
 static int	n_dropped = 0;
+static bool unmanaged = false;	/* so was one of a managed table */
 
 /* Whether captured tables are to be looked at before and after a statement. */
 bool
@@ -307,8 +308,11 @@ accord_captured_follow(bool concerned)
 	Oid			type = INT4ARRAYOID;
 
 	if (!IsTransactionState() || at_work > 0)
+	{
 		n_dropped = 0;			/* what dropped them has failed, or is ours */
-	if ((!concerned || at_work > 0) && n_dropped == 0)
+		unmanaged = false;
+	}
+	if ((!concerned || at_work > 0) && n_dropped == 0 && !unmanaged)
 		return;
 	for (int i = 0; i < n_dropped; i++)
 		ids[i] = Int32GetDatum(dropped[i]);
@@ -316,6 +320,7 @@ accord_captured_follow(bool concerned)
 											   sizeof(int32), true,
 											   TYPALIGN_INT));
 	n_dropped = 0;
+	unmanaged = false;
 	if (creating_extension || !OidIsValid(accord_db_relid_if_any("captured_shape")))
 		return;
 	call_as_owner("SELECT accord.capture_follow($1)", 1, &type, &argument,
@@ -335,7 +340,7 @@ accord_captured_note_drop(Oid trigger)
 				ObjectIdGetDatum(trigger));
 	scan = systable_beginscan(catalog, TriggerOidIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple) && n_dropped < lengthof(dropped))
+	if (HeapTupleIsValid(tuple))
 	{
 		char	   *function =
 		get_func_name(((Form_pg_trigger) GETSTRUCT(tuple))->tgfoid);
@@ -343,7 +348,9 @@ accord_captured_note_drop(Oid trigger)
 		Datum		arguments = heap_getattr(tuple, Anum_pg_trigger_tgargs,
 											 RelationGetDescr(catalog), &isnull);
 
-		if (function != NULL && !isnull &&
+		if (function != NULL && strcmp(function, "agree_after") == 0)
+			unmanaged = true;
+		if (function != NULL && !isnull && n_dropped < lengthof(dropped) &&
 			strcmp(function, "capture_row") == 0)
 			dropped[n_dropped++] = atoi(VARDATA_ANY(DatumGetByteaPP(arguments)));
 	}

@@ -154,6 +154,22 @@ SELECT count(*) FROM rate;
 SELECT accord.unmanage('rate');
 SELECT count(*) FROM accord.row_state;
 INSERT INTO rate VALUES ('a', '2026-12-01', 1);
+
+-- what is kept of a table goes with it, however it goes, and stays when it stays
+CREATE SCHEMA leaving;
+CREATE TABLE leaving.gone (id integer PRIMARY KEY, n integer);
+SELECT accord.manage('leaving.gone') > 0 AS managed, accord.set_policy('leaving.gone', 'n', 'max') AS version;
+INSERT INTO leaving.gone VALUES (1, 1);
+CREATE VIEW left_of AS SELECT (SELECT count(*) FROM accord.managed) AS managed, (SELECT count(*) FROM accord.policy) AS policies,
+    (SELECT count(*) FROM accord.row_state) AS rows;
+BEGIN;
+DROP TABLE leaving.gone;
+SELECT * FROM left_of;
+ROLLBACK;
+SELECT * FROM left_of;
+DROP SCHEMA leaving CASCADE;
+SELECT * FROM left_of;
+DROP VIEW left_of;
 DROP TABLE rate, no_key CASCADE;
 DROP FUNCTION change;
 REVOKE ALL ON ALL TABLES IN SCHEMA accord FROM regress_conflict_other;
