@@ -4,7 +4,9 @@
  * Runs in dispatchers. A replay walks the log with a cursor of its own, a short
  * slice at a time, and holds no more than a page of what it finds. From the
  * page deliveries are let go: at the replay's rate, while nothing live waits at
- * the channel, and as far as half of its gates reaches. Then they are
+ * the channel, and as far as half of its gates reaches. What is for accounts
+ * that cannot take it now (paused, broken, slow) stays, without its events, and
+ * others are read past it, as far as memory allows. What was let go are
  * deliveries like others, with the channel's limits, breaker, retries and dead
  * letters, in a queue of their own that is looked at last.
  *
@@ -52,7 +54,11 @@
 #define SLICE_LEAST 16			/* events between looks at the clock */
 #define PAGE_LOW 100			/* reads on below so many pending */
 #define PAGE_HIGH 400			/* ... and stops at so many */
-#define OWED_LIMIT 4000			/* of an endpoint's replays, by memory alone */
+#define STUCK_PART 8			/* of accord.dispatch_memory, for what is read
+								 * past */
+#define STUCK_AFTER 100000		/* us without anything let go: who has no room
+								 * is slow */
+#define OWED_LIMIT 4000			/* let go of an endpoint, by memory alone */
 #define STARVED_AFTER 1000000	/* us: then one goes although live ones wait */
 #define DISCARD_AT_ONCE 200
 #define ROUNDS_LOOKED_AT 100	/* connections of a channel's round */
@@ -75,6 +81,7 @@ typedef struct Look
 static AccordReplaySettled is_settled_live = NULL;
 static uint64 turns = 0;
 static int	n_state_jobs = 0;	/* that are running: they share memory */
+static int	n_jobs = 1;			/* ... of all modes, when last counted */
 
 /*
  * Kinds
@@ -432,6 +439,8 @@ find_stream(Look *look, AccordConnection *connection)
 	if (!found)
 	{
 		stream->listed = false;
+		stream->stuck = false;
+		stream->n = 0;
 		stream->endpoint =
 			accord_connection_endpoint(look->desk, connection,
 									   ACCORD_PRIORITY_REPLAY);
@@ -477,7 +486,15 @@ owe_again(Look *look, AccordConnection *connection, AccordRoute *route,
 			known->state == ACCORD_STATE_DEAD;
 	}
 	accord_delivery_replay(look->desk, delivery, &job->base, look->now);
+	/* it is read again when it is its turn */
+	if (stream->stuck && delivery->due_at <= look->now)
+	{
+		accord_event_release(look->desk, delivery->event);
+		delivery->event = NULL;
+	}
 	dlist_push_tail(&stream->pending, &delivery->queue_node);
+	stream->n++;
+	job->n_stuck += stream->stuck;
 	if (!stream->listed)
 		dlist_push_tail(&job->streams, &stream->node);
 	stream->listed = true;
@@ -556,11 +573,24 @@ look_through(AccordDesk *desk, AccordReplayJob *job,
 	end_look(&look);
 }
 
+/*
+ * How many of the page may go as soon as it is their turn. Those of who cannot
+ * send count as well once they are more than fit into their part of memory.
+ */
+static int
+page_filled(const AccordReplayJob *job)
+{
+	Size		stuck = (Size) job->n_stuck * sizeof(AccordDelivery);
+	Size		limit = (Size) accord_dispatch_memory * 1024 / STUCK_PART / n_jobs;
+
+	return stuck >= limit ? PAGE_HIGH : job->n_pending - job->n_stuck;
+}
+
 /* Whether the slice has been long enough; asked after each event. */
 static bool
 slice_ends(AccordDesk *desk, AccordReplayJob *job, int n, TimestampTz start)
 {
-	if (!job->scanning && job->n_pending >= PAGE_HIGH)
+	if (!job->scanning && page_filled(job) >= PAGE_HIGH)
 		return true;
 	if (n % SLICE_LEAST != 0)
 		return false;
@@ -625,7 +655,7 @@ wants_page(AccordDesk *desk, const AccordReplayJob *job)
 		desk->bytes >= (Size) accord_dispatch_memory * 1024)
 		return false;
 	return job->scanning ||
-		(!job->walked_all && job->n_pending < PAGE_LOW &&
+		(!job->walked_all && page_filled(job) < PAGE_LOW &&
 		 (accord_point_compare(job->base.read, end) < 0 ||
 		  end.seq == job->last_seq));
 }
@@ -695,6 +725,21 @@ hub_has_live(const AccordHub *hub)
 	return false;
 }
 
+/*
+ * Whether a stream that has no room now will have none for a while. Where it
+ * has all requests in flight that it may have, that shows by nothing going.
+ */
+static bool
+is_stuck(const AccordReplayJob *job, const AccordReplayStream *stream,
+		 TimestampTz now)
+{
+	const AccordConnection *connection = stream->connection;
+
+	return connection->paused || connection->alarm.at != 0 ||
+		connection->breaker.state != ACCORD_BREAKER_CLOSED ||
+		now - job->released_at >= STUCK_AFTER;
+}
+
 /* How many of a connection may be let go now. */
 static int
 stream_room(AccordReplayJob *job, AccordReplayStream *stream, TimestampTz now)
@@ -706,7 +751,7 @@ stream_room(AccordReplayJob *job, AccordReplayStream *stream, TimestampTz now)
 	endpoint->n_taken;
 
 	if (connection->paused || connection->alarm.at != 0 ||
-		endpoint->overflow || endpoint->n_owed >= OWED_LIMIT + PAGE_HIGH ||
+		endpoint->overflow || endpoint->n_owed - stream->n >= OWED_LIMIT ||
 		!dlist_is_empty(&endpoint->ready) ||
 		accord_connection_has_live(connection) ||
 		!accord_gate_open(&connection->gate))
@@ -732,6 +777,7 @@ let_go(AccordDesk *desk, AccordReplayJob *job, AccordReplayStream *stream,
 	AccordKind	kind = {delivery->kind_hash, delivery->kind_check};
 
 	job->n_pending--;
+	stream->n--;
 	if (dlist_is_empty(&stream->pending))
 	{
 		dlist_delete(&stream->node);
@@ -787,6 +833,7 @@ release_job(AccordDesk *desk, AccordReplayJob *job, TimestampTz now)
 		hub->replay_turn == turns || !accord_gate_open(&hub->gate) ||
 		hub_has_live(hub))
 		return false;
+	job->n_stuck = 0;
 	dlist_foreach_modify(iter, &job->streams)
 	{
 		AccordReplayStream *stream = dlist_container(AccordReplayStream, node,
@@ -799,6 +846,9 @@ release_job(AccordDesk *desk, AccordReplayJob *job, TimestampTz now)
 			n += let_go(desk, job, stream, now);
 		left -= n;
 		released |= n > 0;
+		stream->stuck = left > 0 && room <= 0 && is_stuck(job, stream, now);
+		if (stream->stuck)
+			job->n_stuck += stream->n;
 		if (left <= 0 || !rate_allows(job, now))
 		{
 			/* the others are the first next time */
@@ -843,6 +893,7 @@ forget_owed(AccordDesk *desk, AccordReplayJob *job)
 	}
 	dlist_init(&job->streams);
 	job->n_pending = 0;
+	job->n_stuck = 0;
 }
 
 /* Gives up what is in the backlog, a part at a time; how many are left. */
@@ -973,6 +1024,7 @@ accord_replay_turn(AccordDesk *desk, TimestampTz now)
 	bool		released = false;
 	AccordReplayJob *reads = NULL;
 	dlist_mutable_iter iter;
+	int			n = 0;
 
 	if (dlist_is_empty(&desk->replays))
 		return false;
@@ -984,6 +1036,7 @@ accord_replay_turn(AccordDesk *desk, TimestampTz now)
 											   iter.cur);
 		bool		starved = now - job->released_at >= STARVED_AFTER;
 
+		n++;
 		follow_up(desk, job);
 		if (busy && !starved)
 			continue;
@@ -991,6 +1044,7 @@ accord_replay_turn(AccordDesk *desk, TimestampTz now)
 		if (reads == NULL && wants_page(desk, job))
 			reads = job;
 	}
+	n_jobs = Max(n, 1);
 	if (reads != NULL)
 	{
 		read_on(desk, reads);
@@ -1025,6 +1079,9 @@ accord_replay_timeout(AccordDesk *desk, TimestampTz now)
 			wait = 0;			/* it ends with the next turn */
 		else if (job->wake_at != 0)
 			wait = Max((job->wake_at - now + 999) / 1000, 0);
+		else if (job->base.state == ACCORD_REPLAY_RUNNING &&
+				 !job->walked_all && now - job->released_at < STUCK_AFTER)
+			wait = (job->released_at + STUCK_AFTER - now + 999) / 1000;
 		if (wait >= 0 && (timeout < 0 || wait < timeout))
 			timeout = wait;
 	}

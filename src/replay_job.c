@@ -346,4 +346,5 @@ accord_replay_job_close(AccordReplayJob *job)
 	memset(&job->latest, 0, sizeof(job->latest));
 	dlist_init(&job->streams);
 	job->n_pending = 0;
+	job->n_stuck = 0;
 }

@@ -15,8 +15,11 @@ typedef struct AccordReplayStream
 	AccordConnection *connection;	/* hash key */
 	AccordEndpoint *endpoint;
 	dlist_head	pending;		/* NEW deliveries in the order of the log */
+	int			n;				/* ... so many */
 	dlist_node	node;			/* in job->streams, while something is pending */
 	bool		listed;
+	bool		stuck;			/* could not go when last asked: others are
+								 * read past it */
 } AccordReplayStream;
 
 typedef struct AccordReplayJob
@@ -44,6 +47,7 @@ typedef struct AccordReplayJob
 	HTAB	   *streams_by_connection;
 	dlist_head	streams;
 	int			n_pending;
+	int			n_stuck;		/* of them, in streams that are stuck */
 	HTAB	   *settled;		/* before a restart, beyond its row; or NULL */
 	AccordPoint settled_high;	/* the last of them */
 	bool		turning;		/* state: the next pass waits for its row */
