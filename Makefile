@@ -81,6 +81,7 @@ test:
 
 test-majors:
 	test/majors
+
 mutants:
 	test/run mutants
 

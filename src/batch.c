@@ -12,7 +12,9 @@
  *     taken. Until the batch is sent a newer event may supersede a member.
  *   - A batch that was refused as a whole is divided; a member that was refused
  *     with others goes next with half as many. So one poisoned event costs as
- *     many requests as the batch can be halved, and only itself.
+ *     many requests as the batch can be halved, and only itself. One on which
+ *     the server fails (a 500) is found in the same way, but by retries: they
+ *     come together, at the times of retries, and do not count as attempts.
  *
  * On failure only out-of-memory can raise. Nothing of a batch is stored but
  * its members' outcomes: after a restart they are read again, and form others.
@@ -32,6 +34,10 @@
 #include "request.h"
 #include "round.h"
 #include "settle.h"
+
+#define SUSPECTED_AFTER 3		/* times that a batch has failed */
+#define SUSPECTED_BESIDE_OTHERS 2	/* ... while others were delivered */
+#define HTTP_UNAVAILABLE 503
 
 typedef struct BatchEntry
 {
@@ -346,6 +352,25 @@ respond_by_item(AccordBatch *batch, const AccordRoute *route,
 	}
 }
 
+/*
+ * Whether one member may be why all of them failed: the server has failed
+ * again, and not for want of room. It is asked sooner where the server has
+ * taken something since the first time.
+ */
+static bool
+is_suspect(const AccordDelivery *delivery, const AccordHttpResponse *response,
+		   const AccordJudgement *judgement, int n)
+{
+	const AccordConnection *connection = delivery->endpoint->connection;
+	int			patience = delivery->attempted_at <=
+	connection->last_delivered_at ? SUSPECTED_BESIDE_OTHERS : SUSPECTED_AFTER;
+
+	return n > 1 && judgement->outcome == ACCORD_OUTCOME_RETRY &&
+		response->result.status >= 500 &&
+		response->result.status != HTTP_UNAVAILABLE &&
+		delivery->attempts >= Min(patience, connection->policy.max_attempts);
+}
+
 void
 accord_batch_respond(AccordDesk *desk, AccordBatch *batch,
 					 const AccordRoute *route, const AccordAccount *account,
@@ -362,13 +387,18 @@ accord_batch_respond(AccordDesk *desk, AccordBatch *batch,
 		judgement = accord_judge_plain(response);
 	if (judgement.outcome == ACCORD_OUTCOME_DELIVERED && by_item)
 		respond_by_item(batch, route, account, response, now);
+	accord_settle_together(true);
 	while ((delivery = pop_member(batch)) != NULL)
 	{
 		if (judgement.outcome == ACCORD_OUTCOME_REJECTED && n > 1)
 			accord_settle_again(delivery, response, (n + 1) / 2,
 								psprintf("refused with a batch of %d", n), now);
+		else if (is_suspect(delivery, response, &judgement, n))
+			accord_settle_divided(delivery, response, &judgement, (n + 1) / 2,
+								  now);
 		else
 			accord_settle_judged(delivery, response, &judgement, now);
 	}
+	accord_settle_together(false);
 	accord_batch_free(batch);
 }

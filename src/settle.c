@@ -98,6 +98,7 @@ static struct
 	int64		position;		/* what committed batches allow */
 	int64		position_written;
 	pg_prng_state dice;
+	double		throw;			/* of those who fail together; -1: of each */
 }			batch;
 
 void
@@ -112,6 +113,7 @@ accord_settle_init(AccordDesk *desk)
 	batch.max_cursors = 64;
 	batch.cursors = MemoryContextAlloc(desk->context, batch.max_cursors *
 									   sizeof(AccordCursorRow));
+	batch.throw = -1;
 	pg_prng_seed(&batch.dice, (uint64) MyProcPid ^ GetCurrentTimestamp());
 }
 
@@ -325,7 +327,14 @@ retry_time(AccordDelivery *delivery, AccordOutcome outcome,
 		accord_retry_delay(&delivery->endpoint->connection->policy,
 						   Max(delivery->attempts, 1), response ?
 						   response->result.retry_after_ms : -1,
+						   batch.throw >= 0 ? batch.throw :
 						   pg_prng_double(&batch.dice));
+}
+
+void
+accord_settle_together(bool together)
+{
+	batch.throw = together ? pg_prng_double(&batch.dice) : -1;
 }
 
 /* A request's result is told once, by the member that counts as it. */
@@ -462,10 +471,10 @@ is_no_attempt(const AccordHttpResponse *response,
 	return response->result.status == HTTP_TOO_MANY_REQUESTS;
 }
 
-void
-accord_settle_judged(AccordDelivery *delivery,
-					 const AccordHttpResponse *response,
-					 const AccordJudgement *judgement, TimestampTz now)
+/* counts: as an attempt. */
+static void
+settle_judged(AccordDelivery *delivery, const AccordHttpResponse *response,
+			  const AccordJudgement *judgement, bool counts, TimestampTz now)
 {
 	AccordHttpResponse told = *response;
 	const char *error = judgement->error;
@@ -477,10 +486,28 @@ accord_settle_judged(AccordDelivery *delivery,
 		told.result.retry_after_ms = judgement->pause_ms;
 	add_attempt(delivery, judgement->outcome, response, error, now);
 	batch.attempts[batch.n_attempts - 1].rule = judgement->rule;
-	if (is_no_attempt(response, judgement))
+	if (!counts || is_no_attempt(response, judgement))
 		delivery->attempts--;
 	verdict = judge(delivery, judgement->outcome, judgement->sent, now);
 	conclude(delivery, judgement->outcome, verdict, &told, error, now);
+}
+
+void
+accord_settle_judged(AccordDelivery *delivery,
+					 const AccordHttpResponse *response,
+					 const AccordJudgement *judgement, TimestampTz now)
+{
+	settle_judged(delivery, response, judgement, true, now);
+}
+
+void
+accord_settle_divided(AccordDelivery *delivery,
+					  const AccordHttpResponse *response,
+					  const AccordJudgement *judgement, int batch_max,
+					  TimestampTz now)
+{
+	delivery->batch_max = batch_max;
+	settle_judged(delivery, response, judgement, false, now);
 }
 
 void

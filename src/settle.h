@@ -34,6 +34,19 @@ extern void accord_settle_again(AccordDelivery *delivery,
 								TimestampTz now);
 
 /*
+ * A TAKEN member of a batch that failed as a whole, perhaps because of one of
+ * them: as accord_settle_judged(), but it is retried with fewer than batch_max
+ * others. That costs no attempt.
+ */
+extern void accord_settle_divided(AccordDelivery *delivery,
+								  const AccordHttpResponse *response,
+								  const AccordJudgement *judgement,
+								  int batch_max, TimestampTz now);
+
+/* What is settled until this ends is retried at one time, as far as it may. */
+extern void accord_settle_together(bool together);
+
+/*
  * A TAKEN delivery is concluded without a transfer: INVALID, SKIPPED,
  * DISCARDED, LOST; or RETRY when what was wrong may pass.
  */

@@ -74,15 +74,17 @@ restore_mutant() {
 
 # Whether a mutant passes a test: mutant_passes SUITE[:WHICH]
 mutant_passes() {
-    local suite=${1%%:*} which=${1#*:}
+    local suite=${1%%:*} which=${1#*:} extension=
     case $suite in
         unit)
             env PG_CONFIG="$system_config" "$scratch/mutant/test/unit/run"
             ;;
         regress)
             stop_cluster
+            # some need another file to have created the extension
+            [[ $which != merge && $which != conflict ]] || extension=--load-extension=pg_accord
             start_cluster && timeout -k 10 200 make -s -C "$scratch/mutant" installcheck PG_CONFIG="$bindir/pg_config" \
-                REGRESS="$which" ISOLATION= TAP_TESTS=
+                REGRESS="$which" EXTRA_REGRESS_OPTS="$extension" ISOLATION= TAP_TESTS=
             ;;
         isolation)
             stop_cluster
