@@ -5,6 +5,7 @@ use warnings FATAL => 'all';
 
 use Accord;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $hung = 1000;
 my $interval = 2;    # seconds
@@ -61,9 +62,23 @@ sub started { my ($pid) = @_; return value('postgres', "SELECT backend_start FRO
 hang();
 make_hung('app', $hung);
 is($stub->counters->{in_flight}, $hung, "$hung requests hang");
-$node->command_ok([ 'pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-t', '5', 'stop' ],
-    'pg_ctl stop -m fast -t 5 ends them');
-$node->{_pid} = undef;
+# Another process may have kept all of them from the CPU: the best of some tries counts.
+my $best;
+for my $try (1 .. 5)
+{
+    my $begin = time;
+    $node->command_ok([ 'pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-t', '5', 'stop' ],
+        'pg_ctl stop -m fast -t 5 ends them');
+    my $took = time - $begin;
+    $node->{_pid} = undef;
+    $best = $took if !defined $best || $took < $best;
+    last if $best <= 1;
+    my $count = $stub->count;
+    $node->start;
+    $stub->wait_for_count($count + $hung);
+}
+note(sprintf 'it took %.2f s', $best);
+cmp_ok($best, '<=', 1, '... within a second');
 answer();
 $node->start;
 wait_for_delivery($node, 'app');

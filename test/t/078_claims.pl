@@ -146,6 +146,21 @@ for my $table ('booking', 'suite')
         is_told($table, '... and everybody left was told', @left);
     }
 }
+# The same by messages, each received twice, under whatever comes of it.
+{
+    value('DELETE FROM booking');
+    my $first = value(q{SELECT coalesce(max(key::integer), 0) FROM accord.event_log WHERE topic LIKE '%.claim'});
+    my @these = map { { %$_, id => $_->{id} + $first } } claims(96);
+    my @messages = map {
+        my $changes = qq{{"room": "$_->{room}", "nights": "[$_->{from},$_->{to})", "rank": $_->{rank}, "channel": "$_->{channel}"}};
+        "SELECT accord.receive('$_->{channel}', 'm$_->{id}', target => 'booking', key => '$_->{id}', op => 'insert', changes => '$changes')"
+    } @these;
+    run_all('READ COMMITTED', shuffle @messages, @messages);
+    is(value('SELECT count(*) FROM booking'), 96, 'received: each claim is there once, though each message came twice');
+    is(accepted('booking'), model($capacity{booking}, @these), '... and who stands does not depend on the order');
+    is_told('booking', '... and everybody who does not was told', @these);
+}
+
 is( value(q{SELECT count(*) FROM suite a, suite b, suite c, suite d WHERE a.id < b.id AND b.id < c.id AND c.id < d.id
         AND a.accepted AND b.accepted AND c.accepted AND d.accepted AND a.room = b.room AND b.room = c.room AND c.room = d.room
         AND NOT isempty(a.nights * b.nights * c.nights * d.nights)}),
