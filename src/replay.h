@@ -6,7 +6,7 @@
 #ifndef ACCORD_REPLAY_H
 #define ACCORD_REPLAY_H
 
-#include "endpoint.h"
+#include "replay_read.h"
 
 #define ACCORD_TOPIC_REPLAY "accord.replay"
 
@@ -14,8 +14,6 @@
  * Takes up the replays of our channels that have not ended. In a transaction.
  * is_settled tells of a live delivery that was before we started.
  */
-typedef bool (*AccordReplaySettled) (AccordEndpoint *endpoint, int64 seq,
-									 int ord);
 extern void accord_replay_start(AccordDesk *desk,
 								AccordReplaySettled is_settled);
 
