@@ -168,14 +168,11 @@ static Datum
 call_as_owner(const char *query, int n, Oid *types, Datum *values,
 			  const char *nulls)
 {
-	Oid			user;
-	int			context;
+	AccordDbUser before;
 	Datum		result = (Datum) 0;
 	bool		isnull;
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(accord_db_owner(),
-						   context | SECURITY_LOCAL_USERID_CHANGE);
+	before = accord_db_become(accord_db_owner());
 	at_work++;
 	PG_TRY();
 	{
@@ -192,7 +189,7 @@ call_as_owner(const char *query, int n, Oid *types, Datum *values,
 		at_work--;
 	}
 	PG_END_TRY();
-	SetUserIdAndSecContext(user, context);
+	accord_db_be_again(before);
 	return result;
 }
 

@@ -82,14 +82,11 @@ accord_clock_start(LWLock *lock)
 static void
 set_sequence(const char *name, int64 value)
 {
-	Oid			user;
-	int			context;
+	AccordDbUser before;
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(accord_db_owner(),
-						   context | SECURITY_LOCAL_USERID_CHANGE);
+	before = accord_db_become(accord_db_owner());
 	accord_db_sequence_set(accord_db_relid(name), value);
-	SetUserIdAndSecContext(user, context);
+	accord_db_be_again(before);
 }
 
 static void

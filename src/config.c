@@ -746,15 +746,11 @@ load_config(AccordConfig *config)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext secrets;
-	Oid			user;
-	int			context;
+	AccordDbUser before;
 
 	for (int i = 0; i < lengthof(tables); i++)
 		config->relids[i] = accord_db_relid(tables[i]);
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(accord_db_owner(), context |
-						   SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS);
+	before = accord_db_become(accord_db_owner());
 	MemoryContextSwitchTo(config->context);
 	keys_fault = NULL;
 	keys = with_secrets ? accord_secret_keys(fresh_keys, &keys_fault) : NULL;
@@ -775,7 +771,7 @@ load_config(AccordConfig *config)
 	MemoryContextDelete(secrets);
 	accord_secret_forget(keys);
 	keys = NULL;
-	SetUserIdAndSecContext(user, context);
+	accord_db_be_again(before);
 	MemoryContextSwitchTo(caller);
 }
 

@@ -233,16 +233,13 @@ static bool
 take_consumer(Consumer *consumer, text * name, bool wait)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	Oid			user;
-	int			context;
+	AccordDbUser before;
 	bool		locked;
 	bool		found;
 
 	accord_log_require_preload();
 	consumer->name = text_to_cstring(name);
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(accord_db_owner(),
-						   context | SECURITY_LOCAL_USERID_CHANGE);
+	before = accord_db_become(accord_db_owner());
 	SPI_connect();
 	locked = lock_row(PointerGetDatum(name), wait);
 	PushActiveSnapshot(GetLatestSnapshot());
@@ -251,7 +248,7 @@ take_consumer(Consumer *consumer, text * name, bool wait)
 		read_position(consumer);
 	PopActiveSnapshot();
 	SPI_finish();
-	SetUserIdAndSecContext(user, context);
+	accord_db_be_again(before);
 
 	if (!found)
 		ereport(ERROR,
@@ -259,7 +256,7 @@ take_consumer(Consumer *consumer, text * name, bool wait)
 				 errmsg("consumer \"%s\" does not exist", consumer->name),
 				 errhint("INSERT INTO accord.consumer (name) first, or see "
 						 "SELECT name FROM accord.consumer.")));
-	check_owner(consumer, user);
+	check_owner(consumer, before.user);
 	return locked;
 }
 

@@ -277,8 +277,7 @@ call_as_owner(FunctionCallInfo fcinfo, const char *query, int n, Oid *types,
 	Datum		values[5];
 	char		nulls[5];
 	Oid			relid;
-	Oid			user;
-	int			security;
+	AccordDbUser before;
 	Datum		result;
 
 	relid = PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0);
@@ -296,9 +295,7 @@ call_as_owner(FunctionCallInfo fcinfo, const char *query, int n, Oid *types,
 		values[i] = PG_GETARG_DATUM(i);
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
-	GetUserIdAndSecContext(&user, &security);
-	SetUserIdAndSecContext(accord_db_owner(),
-						   security | SECURITY_LOCAL_USERID_CHANGE);
+	before = accord_db_become(accord_db_owner());
 	SPI_connect();
 	if (SPI_execute_with_args(query, n, types, values, nulls, false, 0) !=
 		SPI_OK_SELECT)
@@ -313,7 +310,7 @@ call_as_owner(FunctionCallInfo fcinfo, const char *query, int n, Oid *types,
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();
-	SetUserIdAndSecContext(user, security);
+	accord_db_be_again(before);
 	return result;
 }
 

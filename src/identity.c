@@ -254,15 +254,12 @@ accord_identity_mark_copy(void)
 {
 	static TimestampTz marked_in = 0;	/* transaction, by its start */
 	static SubTransactionId marked_by = InvalidSubTransactionId;
-	Oid			user;
-	int			context;
+	AccordDbUser before;
 
 	if (marked_in == GetCurrentTransactionStartTimestamp() &&
 		marked_by == GetCurrentSubTransactionId())
 		return;
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(accord_db_owner(),
-						   context | SECURITY_LOCAL_USERID_CHANGE);
+	before = accord_db_become(accord_db_owner());
 	SPI_connect();
 	if (SPI_execute("INSERT INTO accord.identity (system_identifier, "
 					"database) SELECT 0, 0 WHERE NOT EXISTS (SELECT FROM "
@@ -270,7 +267,7 @@ accord_identity_mark_copy(void)
 					"OPERATOR(pg_catalog.=) 0)", false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not insert into accord.identity");
 	SPI_finish();
-	SetUserIdAndSecContext(user, context);
+	accord_db_be_again(before);
 	marked_in = GetCurrentTransactionStartTimestamp();
 	marked_by = GetCurrentSubTransactionId();
 }

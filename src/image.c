@@ -348,10 +348,8 @@ write_object(AccordImage *image, const Datum *values, const bool *nulls,
 	return (Jsonb *) buffer.data;
 }
 
-/* With the server's variables as they are by default. */
-static Jsonb *
-write_in_style(AccordImage *image, const Datum *values, const bool *nulls,
-			   const bool *wanted)
+void
+accord_image_in_style(void (*work) (void *arg), void *arg)
 {
 	int			date_style = DateStyle;
 	int			date_order = DateOrder;
@@ -359,7 +357,6 @@ write_in_style(AccordImage *image, const Datum *values, const bool *nulls,
 	int			float_digits = extra_float_digits;
 	int			bytea_style = bytea_output;
 	pg_tz	   *zone = session_timezone;
-	Jsonb	   *result = NULL;
 
 	PG_TRY();
 	{
@@ -369,7 +366,7 @@ write_in_style(AccordImage *image, const Datum *values, const bool *nulls,
 		extra_float_digits = 1;
 		bytea_output = BYTEA_OUTPUT_HEX;
 		session_timezone = pg_tzset("GMT");
-		result = write_object(image, values, nulls, wanted);
+		work(arg);
 	}
 	PG_FINALLY();
 	{
@@ -381,7 +378,35 @@ write_in_style(AccordImage *image, const Datum *values, const bool *nulls,
 		session_timezone = zone;
 	}
 	PG_END_TRY();
-	return result;
+}
+
+/* A row to be written, and what it came to. */
+typedef struct Writing
+{
+	AccordImage *image;
+	const Datum *values;
+	const bool *nulls;
+	const bool *wanted;
+	Jsonb	   *result;
+} Writing;
+
+static void
+write_row(void *arg)
+{
+	Writing    *writing = arg;
+
+	writing->result = write_object(writing->image, writing->values,
+								   writing->nulls, writing->wanted);
+}
+
+static Jsonb *
+write_in_style(AccordImage *image, const Datum *values, const bool *nulls,
+			   const bool *wanted)
+{
+	Writing		writing = {image, values, nulls, wanted, NULL};
+
+	accord_image_in_style(write_row, &writing);
+	return writing.result;
 }
 
 static void

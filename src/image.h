@@ -55,4 +55,7 @@ extern char *accord_image_column_text(const AccordImage *image, int i,
 									  Jsonb *object, const Datum *values,
 									  const bool *nulls);
 
+/* Does something with the server's variables as they are by default. */
+extern void accord_image_in_style(void (*work) (void *arg), void *arg);
+
 #endif							/* ACCORD_IMAGE_H */

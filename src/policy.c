@@ -374,19 +374,16 @@ read_policies(AccordManaged *managed)
 static bool
 read_tables(AccordManaged *managed)
 {
-	Oid			user;
-	int			context;
+	AccordDbUser before;
 	bool		found;
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(accord_db_owner(),
-						   context | SECURITY_LOCAL_USERID_CHANGE);
+	before = accord_db_become(accord_db_owner());
 	SPI_connect();
 	found = read_managed(managed);
 	if (found)
 		read_policies(managed);
 	SPI_finish();
-	SetUserIdAndSecContext(user, context);
+	accord_db_be_again(before);
 	return found;
 }
 
@@ -516,38 +513,6 @@ accord_policy_rank(const AccordPolicy *policy, const char *source)
 
 /* ---- values -------------------------------------------------------------- */
 
-void
-accord_policy_settle_style(void (*work) (void *arg), void *arg)
-{
-	int			date_style = DateStyle;
-	int			date_order = DateOrder;
-	int			interval_style = IntervalStyle;
-	int			float_digits = extra_float_digits;
-	int			bytea_style = bytea_output;
-	pg_tz	   *zone = session_timezone;
-
-	PG_TRY();
-	{
-		DateStyle = USE_ISO_DATES;
-		DateOrder = DATEORDER_MDY;
-		IntervalStyle = INTSTYLE_POSTGRES;
-		extra_float_digits = 1;
-		bytea_output = BYTEA_OUTPUT_HEX;
-		session_timezone = pg_tzset("GMT");
-		work(arg);
-	}
-	PG_FINALLY();
-	{
-		DateStyle = date_style;
-		DateOrder = date_order;
-		IntervalStyle = interval_style;
-		extra_float_digits = float_digits;
-		bytea_output = bytea_style;
-		session_timezone = zone;
-	}
-	PG_END_TRY();
-}
-
 static void append_array(StringInfo text, Jsonb *value);
 
 /* An element in an array's text form: always quoted, unless null. */
@@ -639,7 +604,7 @@ accord_policy_datum(AccordColumn *column, Jsonb *value, bool *isnull)
 {
 	Conversion	conversion = {column, value, (Datum) 0, true};
 
-	accord_policy_settle_style(convert, &conversion);
+	accord_image_in_style(convert, &conversion);
 	*isnull = conversion.isnull;
 	return conversion.result;
 }

@@ -139,9 +139,6 @@ extern Datum accord_policy_datum(AccordColumn *column, Jsonb *value,
 extern Jsonb *accord_policy_normalize(AccordManaged *managed, int column,
 									  Jsonb *value);
 
-/* Runs a function with the settings that values are written and read in. */
-extern void accord_policy_settle_style(void (*work) (void *arg), void *arg);
-
 /*
  * Parses and checks; raises what is wrong. column NULL: '*'. In
  * policy_check.c.

@@ -74,17 +74,13 @@ query_source(const char *query, const char *name)
 {
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(name)};
-	Oid			user;
-	int			context;
+	AccordDbUser before;
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(accord_db_owner(),
-						   context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS);
+	before = accord_db_become(accord_db_owner());
 	if (SPI_execute_with_args(query, 1, types, values, NULL, true, 0) !=
 		SPI_OK_SELECT)
 		elog(ERROR, "could not read accord.source");
-	SetUserIdAndSecContext(user, context);
+	accord_db_be_again(before);
 	return SPI_processed > 0;
 }
 

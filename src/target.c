@@ -243,12 +243,9 @@ load_captured(Target *target)
 	MemoryContext context = CurrentMemoryContext;
 	Oid			types[] = {INT4OID};
 	Datum		values[] = {Int32GetDatum(target->events.table_id)};
-	Oid			user;
-	int			security;
+	AccordDbUser before;
 
-	GetUserIdAndSecContext(&user, &security);
-	SetUserIdAndSecContext(accord_db_owner(),
-						   security | SECURITY_LOCAL_USERID_CHANGE);
+	before = accord_db_become(accord_db_owner());
 	SPI_connect();
 	if (SPI_execute_with_args("SELECT topic, account_column, k "
 							  "FROM accord.captured, "
@@ -271,7 +268,7 @@ load_captured(Target *target)
 								SPI_getvalue(SPI_tuptable->vals[i],
 											 SPI_tuptable->tupdesc, 3));
 	SPI_finish();
-	SetUserIdAndSecContext(user, security);
+	accord_db_be_again(before);
 }
 
 static void
