@@ -53,11 +53,12 @@ limited_rate() {
 
 measure_dead() {
     local owed=${OWED:-${quick:+200000}} n=${quick:+20000} rounds=${quick:+2} round name order start before
-    local patience=7200
+    local patience=7200 first
     local -A rate=()
     owed=${owed:-5000000} n=${n:-200000} rounds=${ROUNDS:-${rounds:-4}}
     dead_database alone
     dead_database beside
+    first=$(arrived z)
     make_dead "$owed"
     watch_memory "$(in_database beside dispatcher)" 2>/dev/null &
     sampler=$!
@@ -77,9 +78,10 @@ measure_dead() {
     row "  accord.status, ms" "$(in_database beside timed 'SELECT count(*), sum(owed) FROM accord.status')"
     row "  back, with a limit of 1,000 a second: requests/s" "$(limited_rate)"
     before=$(arrived z) start=$(seconds)
-    wait_until in_database beside owes_nothing dead
+    wait_until has_arrived z $((first + owed))
     row "  ... without: requests/s until all of it is delivered" \
         "$(calculate %d "($(arrived z) - $before) / ($(seconds) - $start)")"
+    wait_until in_database beside owes_nothing dead
     row "  ... delivered before an earlier event of its key" "$(sql -d beside -c "SELECT count(*) FROM (
         SELECT recorded_at - lag(recorded_at) OVER (PARTITION BY ord % 50000 ORDER BY seq, ord) AS since
         FROM accord.attempt_log WHERE channel = 'dead' AND outcome = 'delivered') x WHERE since < '0'")"

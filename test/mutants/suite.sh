@@ -1,4 +1,4 @@
-# suite.sh: makes each mistake of the file `mutants` in a copy of the built tree, and runs the tests that must notice it;
+# suite.sh: makes each mistake of the file `mutants.txt` in a copy of the built tree, and runs the tests that must notice it;
 # a part of test/run. MUTANTS='lane* no-*' chooses some.
 #
 # Only what a mistake touches is compiled again. A mutant that does not compile is a failure: it would prove nothing. Nor
