@@ -1,10 +1,10 @@
 /*
  * past.c: a captured table as it was.
  *
- * Runs in any backend that calls accord.as_of(). The past is computed backwards from the present, which needs no more of the log
- * than what came after the point: a row that was changed since was, at the
- * point, what the first of those changes found; a row that was not is what it
- * is.
+ * Runs in any backend that calls accord.as_of(). The past is computed
+ * backwards from the present, which needs no more of the log than what came
+ * after the point: a row that was changed since was, at the point, what the
+ * first of those changes found; a row that was not is what it is.
  *
  * Invariants
  *   - Rows and log are read under one snapshot, taken after the safe number

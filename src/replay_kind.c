@@ -38,8 +38,9 @@ accord_replay_look_end(AccordReplayLook *look)
 }
 
 bool
-accord_replay_find_kind(AccordReplayLook *look, AccordConnection *connection, const AccordRoute *route,
-						AccordKind *kind)
+accord_replay_find_kind(AccordReplayLook *look,
+						AccordConnection *connection,
+						const AccordRoute *route, AccordKind *kind)
 {
 	char	   *name = look->key;
 	char	   *text;
@@ -48,7 +49,8 @@ accord_replay_find_kind(AccordReplayLook *look, AccordConnection *connection, co
 		return false;
 	if (route->coalesce != NULL && strcmp(route->coalesce, "{key}") != 0)
 		name = accord_request_expand(route->coalesce, route,
-									 connection->config, accord_replay_look_event(look));
+									 connection->config,
+									 accord_replay_look_event(look));
 	if (name == NULL || name[0] == '\0')
 		return false;
 	text = psprintf("%s\n%s", look->topic, name);
