@@ -72,6 +72,15 @@ CREATE TABLE accord.commit_log (
     PRIMARY KEY (seq, slot)
 ) PARTITION BY LIST (slot);
 
+-- prepared: one row of each prepared transaction that wrote events, and a part of it; what COMMIT PREPARED needs to give it
+-- its place in commit_log (src/prepared.c). So what one sees here was committed, and is about to get its place.
+--   digest           until then, the root of its events
+CREATE TABLE accord.prepared (
+    LIKE accord.commit_log,
+    gid text COLLATE "C" NOT NULL
+);
+CREATE INDEX prepared_gid ON accord.prepared (gid);
+
 -- A fixed ring: partitions made at run time would be DDL on the hot path and would not be extension members.
 -- What happened to one row of a captured table is found by (table_id, key): ask WHERE table_id = ... AND key COLLATE "C" =
 -- ...; events of the outbox are not in that index and do not pay for it. The block range indexes are summarized by autovacuum, which therefore comes more often than for other insert-only
@@ -109,6 +118,7 @@ COMMENT ON FUNCTION accord.read(bigint, integer) IS 'events committed after afte
 
 COMMENT ON TABLE accord.event_log IS 'every event, for good until retention; written through accord.outbox and by captured tables, read in commit order by accord.read()';
 COMMENT ON TABLE accord.commit_log IS 'one row per transaction that wrote events, in commit order: who, when, why';
+COMMENT ON TABLE accord.prepared IS 'transactions that were prepared and wrote events, until COMMIT PREPARED gives them their place in commit_log';
 COMMENT ON COLUMN accord.event_log.table_id IS 'the captured table whose row changed, accord.captured.id; null: the event came through accord.outbox';
 COMMENT ON COLUMN accord.event_log.erased IS 'not null: the content was erased (accord.erase()), and this is its digest';
 COMMENT ON COLUMN accord.commit_log.digest IS 'SHA-256 of the row and its events; sealed in accord.seal, checked by accord.verify()';

@@ -87,6 +87,13 @@ typedef enum AccordCommitColumn
 	ACCORD_COMMIT_COLUMNS = ACCORD_COMMIT_CORRELATION_ID
 } AccordCommitColumn;
 
+/* Of accord.prepared: those of commit_log, and one more. */
+enum
+{
+	ACCORD_PREPARED_GID = ACCORD_COMMIT_COLUMNS + 1,
+	ACCORD_PREPARED_COLUMNS = ACCORD_PREPARED_GID
+};
+
 /* Columns of accord.captured. */
 typedef enum AccordCapturedColumn
 {

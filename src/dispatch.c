@@ -59,6 +59,7 @@
 #include "identity.h"
 #include "intake.h"
 #include "keeper.h"
+#include "prepared.h"
 #include "probe.h"
 #include "pull.h"
 #include "recovery.h"
@@ -805,6 +806,21 @@ keep_house(TimestampTz now)
 	accord_keeper_start();
 }
 
+/* Prepared transactions that were committed without a place in the log. */
+static void
+place_prepared(void)
+{
+	static bool pending = false;
+
+	pending |= accord_prepared_incomplete();
+	if (desk->number != 0 || !here || !pending)
+		return;
+	accord_db_begin();
+	pending = accord_prepared_complete() < 0;
+	accord_db_commit();
+	MemoryContextSwitchTo(turn_context);
+}
+
 /*
  * SIGTERM: ends the loop at its next turn; a body function that is running is
  * cancelled.
@@ -842,6 +858,7 @@ turn(void)
 		return -1;
 	}
 	keep_house(now);
+	place_prepared();
 	more = take_in(now);
 	accord_assign_resume(desk, now);
 	accord_desk_wake(desk, now);

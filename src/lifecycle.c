@@ -42,7 +42,9 @@
 #include "compat.h"
 #include "db.h"
 #include "lifecycle.h"
+#include "log.h"
 #include "outbox.h"
+#include "prepared.h"
 #include "shmem.h"
 
 static ProcessUtility_hook_type next_process_utility = NULL;
@@ -165,11 +167,9 @@ process_next(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
  * invalidations have been sent by now, but nobody was woken.
  */
 static void
-wake_for_prepared(Node *stmt)
+wake_for_prepared(void)
 {
-	if (IsA(stmt, TransactionStmt) &&
-		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED &&
-		accord_shmem_ready() &&
+	if (accord_shmem_ready() &&
 		OidIsValid(accord_db_relid_if_any("commit_seq")))
 		accord_shmem_wake_dispatchers();
 }
@@ -184,14 +184,54 @@ look_at_copy(Node *stmt)
 													  NoLock, true));
 }
 
+/*
+ * What is prepared is known by its name; what was prepared gets its place in
+ * the log, drawn before it commits, and written right after.
+ */
+static void
+process_two_phase(PlannedStmt *pstmt, const char *query_string,
+				  bool read_only_tree, ProcessUtilityContext context,
+				  ParamListInfo params, QueryEnvironment *query_env,
+				  DestReceiver *dest, QueryCompletion *completion)
+{
+	TransactionStmt *stmt = (TransactionStmt *) pstmt->utilityStmt;
+	bool		commits = stmt->kind == TRANS_STMT_COMMIT_PREPARED;
+
+	if (commits)
+		accord_prepared_before(stmt->gid);
+	else
+		accord_log_preparing(stmt->gid);
+	process_next(pstmt, query_string, read_only_tree, context, params,
+				 query_env, dest, completion);
+	if (!commits)
+		return;
+	accord_prepared_after();
+	wake_for_prepared();
+}
+
+static bool
+is_two_phase(Node *stmt)
+{
+	return IsA(stmt, TransactionStmt) &&
+		(((TransactionStmt *) stmt)->kind == TRANS_STMT_PREPARE ||
+		 ((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED);
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string,
 				bool read_only_tree, ProcessUtilityContext context,
 				ParamListInfo params, QueryEnvironment *query_env,
 				DestReceiver *dest, QueryCompletion *completion)
 {
-	volatile Oid database = find_database_to_clear(pstmt->utilityStmt);
+	volatile Oid database;
 
+	if (is_two_phase(pstmt->utilityStmt))
+	{
+		process_two_phase(pstmt, query_string, read_only_tree, context, params,
+						  query_env, dest, completion);
+		return;
+	}
+	database = find_database_to_clear(pstmt->utilityStmt);
 	if (!OidIsValid(database))
 	{
 		bool		concerned = accord_captured_concerns(pstmt->utilityStmt);
@@ -202,7 +242,6 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 		process_next(pstmt, query_string, read_only_tree, context, params,
 					 query_env, dest, completion);
 		accord_captured_follow(concerned);
-		wake_for_prepared(pstmt->utilityStmt);
 		return;
 	}
 	PG_TRY();

@@ -14,7 +14,7 @@
  *     to it (DESIGN section 4).
  *   - Every event row whose transaction committed has exactly one commit_log
  *     row; a transaction whose events were all rolled back to a savepoint has
- *     none. Its events are numbered without gaps, and its digest is that of
+ *     none. (One committed in two phases gets it a moment later: prepared.c.) Its events are numbered without gaps, and its digest is that of
  *     just these: an event that is rolled back gives its number back.
  *
  * No lock is shared between writers but those of the sequences' pages.
@@ -26,6 +26,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "commands/trigger.h"
@@ -81,6 +82,8 @@ static struct
 	pg_uuid_t	event_id;
 }			captured;
 
+static bool placed = false;		/* this one gives a prepared one its place */
+static char preparing[GIDSIZE]; /* the name that this one is prepared under */
 static bool callbacks_registered = false;
 static bool unguarded = false;	/* the guard lets our own statement through */
 
@@ -147,16 +150,20 @@ make_event_id(TimestampTz now)
 	return id;
 }
 
+static void
+register_callbacks(void)
+{
+	RegisterXactCallback(at_transaction_event, NULL);
+	RegisterSubXactCallback(at_subtransaction_event, NULL);
+	callbacks_registered = true;
+}
+
 /* Draws the transaction's number and pins its slot, at its first event. */
 static void
 join_transaction(void)
 {
 	if (!callbacks_registered)
-	{
-		RegisterXactCallback(at_transaction_event, NULL);
-		RegisterSubXactCallback(at_subtransaction_event, NULL);
-		callbacks_registered = true;
-	}
+		register_callbacks();
 	if (tx.tx_id != 0)
 		return;
 	accord_log_require_preload();
@@ -330,20 +337,14 @@ client_address(bool *isnull)
 	return address;
 }
 
+/* What a transaction's row of commit_log says, but for its number and time. */
 static void
-insert_commit_row(int64 seq)
+describe_transaction(Datum *values, bool *nulls)
 {
-	Datum		values[ACCORD_COMMIT_COLUMNS];
-	bool		nulls[ACCORD_COMMIT_COLUMNS] = {0};
-	bytea	   *digest = palloc(VARHDRSZ + ACCORD_HASH_BYTES);
-	AccordHash	events;
-
 #define SET(column, value) (values[(column) - 1] = (value))
 #define SET_TEXT(column, value) \
 	(values[(column) - 1] = setting_datum((value), &nulls[(column) - 1]))
-	SET(ACCORD_COMMIT_SEQ, Int64GetDatum(seq));
 	SET(ACCORD_COMMIT_TX_ID, Int64GetDatum(tx.tx_id));
-	SET(ACCORD_COMMIT_COMMITTED_AT, TimestampTzGetDatum(GetCurrentTimestamp()));
 	SET(ACCORD_COMMIT_ROLE, ObjectIdGetDatum(GetUserId()));
 	SET(ACCORD_COMMIT_EVENTS, Int32GetDatum((int32) tx.events.size));
 	SET(ACCORD_COMMIT_SLOT, Int16GetDatum(tx.slot));
@@ -353,17 +354,27 @@ insert_commit_row(int64 seq)
 	SET_TEXT(ACCORD_COMMIT_APPLICATION_NAME, application_name);
 	SET_TEXT(ACCORD_COMMIT_REASON, accord_reason);
 	SET_TEXT(ACCORD_COMMIT_CORRELATION_ID, accord_correlation_id);
-
-	accord_frontier_root(&tx.events, &events);
-	accord_digest_commit(values, nulls, &events,
-						 (AccordHash *) VARDATA(digest));
-	accord_digest_finish();
-	SET_VARSIZE(digest, VARHDRSZ + ACCORD_HASH_BYTES);
-	SET(ACCORD_COMMIT_DIGEST, PointerGetDatum(digest));
 #undef SET_TEXT
 #undef SET
+}
 
-	accord_append_row("commit_log", tx.slot, values, nulls);
+/* Completes the row of a transaction whose events have that root; appends it. */
+static void
+insert_commit_row(int64 seq, Datum *values, bool *nulls,
+				  const AccordHash *events)
+{
+	bytea	   *digest = palloc(VARHDRSZ + ACCORD_HASH_BYTES);
+
+	values[ACCORD_COMMIT_SEQ - 1] = Int64GetDatum(seq);
+	values[ACCORD_COMMIT_COMMITTED_AT - 1] =
+		TimestampTzGetDatum(GetCurrentTimestamp());
+	accord_digest_commit(values, nulls, events, (AccordHash *) VARDATA(digest));
+	accord_digest_finish();
+	SET_VARSIZE(digest, VARHDRSZ + ACCORD_HASH_BYTES);
+	values[ACCORD_COMMIT_DIGEST - 1] = PointerGetDatum(digest);
+	accord_append_row("commit_log",
+					  DatumGetInt16(values[ACCORD_COMMIT_SLOT - 1]), values,
+					  nulls);
 }
 
 /*
@@ -376,6 +387,9 @@ static void
 take_place(void)
 {
 	Oid			sequence = accord_db_relid_if_any("commit_seq");
+	Datum		values[ACCORD_COMMIT_COLUMNS];
+	bool		nulls[ACCORD_COMMIT_COLUMNS] = {0};
+	AccordHash	events;
 	int64		seq;
 
 	if (!OidIsValid(sequence))
@@ -385,10 +399,81 @@ take_place(void)
 	accord_shmem_floor_publish(seq);
 
 	PushActiveSnapshot(GetTransactionSnapshot());	/* toasting wants one */
-	insert_commit_row(seq);
+	describe_transaction(values, nulls);
+	accord_frontier_root(&tx.events, &events);
+	insert_commit_row(seq, values, nulls, &events);
 	PopActiveSnapshot();
 	accord_counter_note(ACCORD_COUNTER_TRANSACTIONS, 1);
 	accord_counter_note(ACCORD_COUNTER_EVENTS, (int64) tx.events.size);
+}
+
+/*
+ * The transaction is prepared: a row says all of it that COMMIT PREPARED, in
+ * whatever session, needs to give it its place (prepared.c). For the digest it
+ * has the root of its events.
+ */
+static void
+keep_for_later(void)
+{
+	Oid			relid = accord_db_relid_if_any("prepared");
+	Datum		values[ACCORD_PREPARED_COLUMNS];
+	bool		nulls[ACCORD_PREPARED_COLUMNS] = {0};
+	bytea	   *events = palloc(VARHDRSZ + ACCORD_HASH_BYTES);
+	Relation	table;
+	HeapTuple	row;
+
+	if (!OidIsValid(relid))
+		return;
+	if (preparing[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot prepare a transaction that has written events "
+						"to accord.outbox other than by a statement"),
+				 errhint("Use PREPARE TRANSACTION.")));
+	PushActiveSnapshot(GetTransactionSnapshot());	/* toasting wants one */
+	describe_transaction(values, nulls);
+	accord_frontier_root(&tx.events, (AccordHash *) VARDATA(events));
+	accord_digest_finish();
+	SET_VARSIZE(events, VARHDRSZ + ACCORD_HASH_BYTES);
+	values[ACCORD_COMMIT_SEQ - 1] = Int64GetDatum(0);
+	values[ACCORD_COMMIT_COMMITTED_AT - 1] =
+		TimestampTzGetDatum(GetCurrentTimestamp());
+	values[ACCORD_COMMIT_DIGEST - 1] = PointerGetDatum(events);
+	values[ACCORD_PREPARED_GID - 1] = CStringGetTextDatum(preparing);
+	table = table_open(relid, RowExclusiveLock);
+	row = heap_form_tuple(RelationGetDescr(table), values, nulls);
+	accord_db_insert(table, &row, 1);
+	table_close(table, NoLock);
+	PopActiveSnapshot();
+}
+
+void
+accord_log_preparing(const char *gid)
+{
+	strlcpy(preparing, gid, sizeof(preparing));
+}
+
+void
+accord_log_place_prepared(Datum *values, bool *nulls, int64 seq)
+{
+	AccordHash	events;
+
+	memcpy(&events, VARDATA_ANY(DatumGetByteaPP(values[ACCORD_COMMIT_DIGEST - 1])),
+		   ACCORD_HASH_BYTES);
+	if (!callbacks_registered)
+		register_callbacks();
+	accord_digest_ready();
+	insert_commit_row(seq, values, nulls, &events);
+	placed = true;
+}
+
+static void
+forget_transaction(void)
+{
+	tx.tx_id = 0;
+	tx.events.size = 0;
+	placed = false;
+	preparing[0] = '\0';
 }
 
 static void
@@ -403,25 +488,18 @@ at_transaction_event(XactEvent event, void *arg)
 
 		case XACT_EVENT_PRE_PREPARE:
 			if (tx.events.size > 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has "
-								"written events to accord.outbox"),
-						 errhint("Write the events in a transaction that "
-								 "ends with COMMIT.")));
-			tx.tx_id = 0;
+				keep_for_later();
 			break;
 
 		case XACT_EVENT_COMMIT:
-			if (tx.events.size > 0)
+			if (tx.events.size > 0 || placed)
 				accord_shmem_commit_lsn_raise(XactLastCommitEnd);
-			tx.tx_id = 0;
-			tx.events.size = 0;
+			forget_transaction();
 			break;
 
+		case XACT_EVENT_PREPARE:
 		case XACT_EVENT_ABORT:
-			tx.tx_id = 0;
-			tx.events.size = 0;
+			forget_transaction();
 			break;
 
 		default:

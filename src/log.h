@@ -47,6 +47,15 @@ extern int64 accord_log_current_tx(int *slot);
  * of its last one. */
 extern int64 accord_log_transaction(int *last_ord);
 
+/*
+ * For transactions that are committed in two phases. The current one is about
+ * to be prepared under that name; one that was committed is given its place by
+ * its row of accord.prepared, in the current transaction, which has published
+ * a floor and drawn seq.
+ */
+extern void accord_log_preparing(const char *gid);
+extern void accord_log_place_prepared(Datum *values, bool *nulls, int64 seq);
+
 /* Runs an UPDATE or a TRUNCATE of logs that their guard would refuse. */
 extern void accord_log_run_unguarded(const char *query, int nargs, Oid *types,
 									 Datum *values);

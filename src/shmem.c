@@ -41,10 +41,17 @@ typedef union Backend
 	char		pad[PG_CACHE_LINE_SIZE];
 } Backend;
 
-/* What they all write; a cache line of its own. */
+/*
+ * What they all write; a cache line of its own. unplaced is written when
+ * something has failed.
+ */
 typedef union CommitLsn
 {
-	pg_atomic_uint64 reached;	/* grows only */
+	struct
+	{
+		pg_atomic_uint64 reached;	/* grows only */
+		pg_atomic_uint32 unplaced;	/* counts */
+	};
 	char		pad[PG_CACHE_LINE_SIZE];
 } CommitLsn;
 
@@ -92,6 +99,7 @@ start_shmem(void)
 	{
 		memset(commit_lsn, 0, floors_size());
 		pg_atomic_init_u64(&commit_lsn->reached, 0);
+		pg_atomic_init_u32(&commit_lsn->unplaced, 0);
 		for (int i = 0; i < MaxBackends; i++)
 			pg_atomic_init_u64(&backends[i].own.floor, 0);
 	}
@@ -220,4 +228,17 @@ accord_shmem_commit_lsn(void)
 {
 	pg_memory_barrier();
 	return pg_atomic_read_u64(&commit_lsn->reached);
+}
+
+void
+accord_shmem_unplaced_add(void)
+{
+	pg_atomic_fetch_add_u32(&commit_lsn->unplaced, 1);
+	accord_shmem_wake_dispatchers();
+}
+
+uint32
+accord_shmem_unplaced(void)
+{
+	return pg_atomic_read_u32(&commit_lsn->unplaced);
 }

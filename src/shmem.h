@@ -39,6 +39,13 @@ extern void accord_shmem_commit_lsn_raise(XLogRecPtr lsn);
 extern XLogRecPtr accord_shmem_commit_lsn(void);
 
 /*
+ * A prepared transaction may have been committed without a place in the log:
+ * counted, of all databases, and dispatchers are woken. Safe in a callback.
+ */
+extern void accord_shmem_unplaced_add(void);
+extern uint32 accord_shmem_unplaced(void);
+
+/*
  * Waking. All of these are safe in a commit callback.
  */
 

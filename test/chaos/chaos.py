@@ -385,6 +385,8 @@ def main():
     stopping.set()
     for thread in writers + [sender]:
         thread.join()
+    for row in server.insist("SELECT gid FROM pg_prepared_xacts"):
+        server.insist(f"ROLLBACK PREPARED '{row[0]}'")      # whoever prepared it does not know what became of it
     given_up, owed = settle_down(server, 180)
     tallies, unsafe, undone = judge(server, storm, network, writers, sender, given_up)
     verdicts = []

@@ -30,7 +30,7 @@ class Writer(threading.Thread):
         self.of_table = set()           # those that are changes of a captured table
         self.connection = None
         self.kinds = [self.plain] * 6 + [self.several] * 3 + [self.undone, self.captured, self.captured,
-                                                              self.asynchronous]
+                                                              self.asynchronous, self.two_phase]
 
     def run(self):
         while not self.stopping.wait(self.dice.expovariate(self.args.rate)):
@@ -90,6 +90,17 @@ class Writer(threading.Thread):
         self.insert()
         self.connection.query("ROLLBACK")
         self.settle(FAILED)
+
+    def two_phase(self):
+        """A key of its own: what a crash leaves without a place in between gets a later one."""
+        self.next["two-phase"] += 1
+        key = f"w{self.number}p{self.next['two-phase']}"
+        self.pending.append((key, 1))
+        self.connection.query(
+            f"SET synchronous_commit = on; BEGIN; INSERT INTO accord.outbox (topic, key, account, payload) VALUES "
+            f"('w', '{key}', 'a0', '{{\"key\": \"{key}\", \"n\": 1}}'); PREPARE TRANSACTION '{key}'")
+        self.connection.query(f"COMMIT PREPARED '{key}'")
+        self.settle(ACKNOWLEDGED)
 
     def asynchronous(self):
         """A crash may undo what was answered: UNSAFE."""

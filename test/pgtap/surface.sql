@@ -101,6 +101,9 @@ INSERT INTO expected VALUES
     ('idempotency_scope', 'scope text not null, retention interval, description text'),
     ('inbox', 'source text not null, event_id text not null, slot smallint not null, received_at timestamptz not
         null, fingerprint bytea not null, tx_id bigint, event uuid, result jsonb'),
+    ('prepared', 'seq bigint not null, tx_id bigint not null, committed_at timestamptz not null, role oid not null,
+        events integer not null, slot smallint not null, digest bytea not null, actor text, application_name text, client_addr
+        inet, reason text, correlation_id text, gid text not null'),
     ('pruned', 'store text not null, scope text not null, until timestamptz not null'),
     ('source', 'name text not null, enabled boolean not null default true, skew interval not null default
         ''00:05:00''::interval, when_ahead text not null default ''clamp''::text, retention interval, verify jsonb,

@@ -72,10 +72,15 @@ COPY accord.commit_log_0 (seq) FROM stdin;
 1
 \.
 
--- PREPARE TRANSACTION is refused after events, allowed without.
+-- What is prepared has no place before it is committed.
 BEGIN;
 INSERT INTO accord.outbox (topic) VALUES ('lg.prepared');
 PREPARE TRANSACTION 'accord_test';
+SELECT count(*) FROM accord.event_log WHERE topic = 'lg.prepared';
+SELECT accord.safe_seq() AS mark \gset
+COMMIT PREPARED 'accord_test';
+SELECT seq - :mark AS seq, ord, topic FROM accord.read(:mark, 10);
+SELECT count(*) FROM accord.prepared;
 BEGIN;
 SAVEPOINT s;
 INSERT INTO accord.outbox (topic) VALUES ('lg.prepared');

@@ -52,11 +52,6 @@ $node->append_conf('postgresql.conf', "shared_preload_libraries = 'pg_accord'\n"
 $node->restart;
 $node->safe_psql('postgres', q{INSERT INTO accord.outbox (topic) VALUES ('t')});
 is($node->safe_psql('postgres', 'SELECT count(*) FROM accord.read(0)'), 1, 'once it is loaded, events are taken');
-fails(q{BEGIN; INSERT INTO accord.outbox (topic) VALUES ('p'); PREPARE TRANSACTION 'p'},
-    qr/ERROR:  0A000: cannot PREPARE a transaction that has written events.*HINT: /s,
-    'a prepared transaction is refused');
-is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts'), 0, '... and is not left behind');
-is($node->safe_psql('postgres', 'SELECT count(*) FROM accord.event_log'), 1, '... nor is its event');
 is($node->safe_psql('postgres', 'SELECT accord.safe_seq() = last_value FROM accord.commit_seq'),
     't', '... nor a floor');
 
