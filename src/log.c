@@ -14,8 +14,9 @@
  *     to it (DESIGN section 4).
  *   - Every event row whose transaction committed has exactly one commit_log
  *     row; a transaction whose events were all rolled back to a savepoint has
- *     none. (One committed in two phases gets it a moment later: prepared.c.) Its events are numbered without gaps, and its digest is that of
- *     just these: an event that is rolled back gives its number back.
+ *     none. (One committed in two phases gets it a moment later: prepared.c.)
+ *     Its events are numbered without gaps, and its digest is that of just
+ *     these: an event that is rolled back gives its number back.
  *
  * No lock is shared between writers but those of the sequences' pages.
  *

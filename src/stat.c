@@ -23,6 +23,7 @@
 #include "counter.h"
 #include "endpoint.h"
 #include "gauge.h"
+#include "shmem.h"
 
 /* Those of both functions, besides their counters: when it began. */
 #define ENDPOINT_COLUMNS (ACCORD_TALLY_LATENCY + 2)
@@ -127,6 +128,8 @@ accord_stat_reset(PG_FUNCTION_ARGS)
 				 errmsg("account \"%s\" is given without its channel",
 						text_to_cstring(PG_GETARG_TEXT_PP(1))),
 				 errhint("Give the channel, too.")));
+	if (!accord_shmem_ready())
+		PG_RETURN_VOID();		/* not preloaded: nothing is counted */
 	if (PG_ARGISNULL(0))
 	{
 		accord_counter_reset();

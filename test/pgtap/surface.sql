@@ -511,7 +511,7 @@ CREATE TEMPORARY VIEW writer_may (name, privilege) AS
            ('receive', 'EXECUTE'), ('receive_batch', 'EXECUTE'), ('idempotent', 'EXECUTE'),
            ('not_idempotent', 'EXECUTE'), ('once', 'EXECUTE');
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
-    SELECT unnest(ARRAY['event_log', 'commit_log', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
+    SELECT unnest(ARRAY['event_log', 'commit_log', 'prepared', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                         'rate_limit', 'paused', 'outbox', 'backlog',
                         'dead_letter', 'attempt', 'timeline', 'status', 'consumer', 'consumer_log', 'consumer_status', 'retirement', 'archive', 'ring', 'channel', 'account', 'route', 'identity', 
                         'idempotency_key', 'idempotency_scope', 'inbox', 'source', 'secret.name', 'secret.updated_at']), 'SELECT'
