@@ -775,10 +775,13 @@ load_config(AccordConfig *config)
 	MemoryContextSwitchTo(caller);
 }
 
-void
+bool
 accord_config_pin(bool pin)
 {
+	bool		before = pinned;
+
 	pinned = pin;
+	return before;
 }
 
 AccordConfig *

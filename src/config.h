@@ -172,9 +172,9 @@ extern AccordConfig *accord_config_get(void);
 /*
  * While it is pinned accord_config_get() gives what it gave before, also when
  * that is stale: a dispatcher's pointers into it outlive the functions of
- * users that it calls.
+ * users that it calls. Returns whether it was pinned.
  */
-extern void accord_config_pin(bool pin);
+extern bool accord_config_pin(bool pin);
 
 /*
  * From now on the values of secrets are read, too, and their keys anew: for

@@ -49,6 +49,23 @@ hash_part(uint64 hash, const char *bytes, size_t len)
 	return hash_bytes_extended((const unsigned char *) bytes, len, hash);
 }
 
+/* The same without what is the idempotency key, which every event has anew. */
+static uint64
+hash_without(uint64 hash, const char *bytes, size_t len, const char *key)
+{
+	size_t		key_len = key == NULL ? 0 : strlen(key);
+	const char *found;
+
+	while (key_len > 0 &&
+		   (found = memmem(bytes, len, key, key_len)) != NULL)
+	{
+		hash = hash_part(hash, bytes, found - bytes);
+		len -= found + key_len - bytes;
+		bytes = found + key_len;
+	}
+	return hash_part(hash, bytes, len);
+}
+
 /* Of what the channel is asked to do; not of how often it was asked. */
 static uint64
 fingerprint_of(const AccordRequest *request)
@@ -56,9 +73,11 @@ fingerprint_of(const AccordRequest *request)
 	const AccordHttpRequest *http = &request->http;
 	uint64		hash = hash_part(1, http->method, strlen(http->method));
 
-	hash = hash_part(hash, http->url, strlen(http->url));
+	hash = hash_without(hash, http->url, strlen(http->url), request->key);
 	if (http->body != NULL)
-		hash = hash_part(hash, http->body, http->body_len);
+		hash = hash_without(hash, request->plain ? request->plain : http->body,
+							request->plain ? request->plain_len :
+							http->body_len, request->key);
 	return hash == 0 ? 1 : hash;
 }
 

@@ -16,6 +16,9 @@ typedef struct AccordRequest
 	MemoryContext context;		/* the caller's to set and delete */
 	AccordHttpRequest http;
 	const char *key;			/* its idempotency key, wherever it is put */
+	const char *plain;			/* the body before it was compressed; NULL: it
+								 * was not */
+	size_t		plain_len;
 	bool		skip;			/* the body function has nothing to send */
 	bool		transient;		/* error may pass: try again later */
 	char	   *error;			/* NULL: http can be sent */

@@ -30,6 +30,7 @@
 #include "compat.h"
 #include "encode.h"
 #include "json.h"
+#include "keyform.h"
 #include "request_private.h"
 
 /* What may stand in a header of CloudEvents as it is: printable ASCII. */
@@ -336,21 +337,11 @@ write_bytes(StringInfo out, const AccordRequestScope *scope,
 	return NULL;
 }
 
-/*
- * What parts the parts is made of the event's id, which nobody knew who wrote
- * what is in them.
- */
-static char *
-boundary_of(const AccordRequestScope *scope)
-{
-	return psprintf("accord-%s", accord_request_event_id(scope->event));
-}
-
 static char *
 write_multipart(StringInfo out, const AccordRequestScope *scope,
 				JsonbValue *value)
 {
-	return accord_encode_multipart(out, value, boundary_of(scope));
+	return accord_encode_multipart(out, value, scope->boundary);
 }
 
 static void
@@ -421,6 +412,19 @@ make_cloudevents(AccordRequest *request, AccordRequestScope *scope)
 	accord_request_set_body(request, out.data);
 }
 
+/*
+ * What parts the parts: made of a hash of what is in them, which so cannot
+ * have it in it.
+ */
+static char *
+make_boundary(const AccordRequestScope *scope)
+{
+	char	   *text = json_text(scope, scope->event);
+
+	return psprintf("accord-%s", accord_keyform_hash(text ? text : "",
+													 ACCORD_KEY_HEX, 32));
+}
+
 void
 accord_request_make_body(AccordRequest *request, AccordRequestScope *scope)
 {
@@ -441,6 +445,7 @@ accord_request_make_body(AccordRequest *request, AccordRequestScope *scope)
 			make_written(request, scope, write_xml, true);
 			break;
 		case ACCORD_BODY_MULTIPART:
+			scope->boundary = make_boundary(scope);
 			make_written(request, scope, write_multipart, true);
 			break;
 		case ACCORD_BODY_TEXT:
@@ -532,8 +537,8 @@ accord_request_add_type(AccordRequest *request, AccordRequestScope *scope)
 	if (scope->batch != NULL && route->body == ACCORD_BODY_CLOUDEVENTS &&
 		!route->own_content_type)
 		type = "application/cloudevents-batch+json";
-	if (route->body == ACCORD_BODY_MULTIPART)
-		type = psprintf("%s; boundary=%s", type, boundary_of(scope));
+	if (scope->boundary != NULL)
+		type = psprintf("%s; boundary=%s", type, scope->boundary);
 	accord_request_add_header(request, "Content-Type", type);
 }
 
@@ -562,6 +567,8 @@ accord_request_compress(AccordRequest *request, size_t above)
 	code = deflate(&stream, Z_FINISH);
 	if (code == Z_STREAM_END)
 	{
+		request->plain = http->body;
+		request->plain_len = http->body_len;
 		http->body = out;
 		http->body_len = stream.total_out;
 		accord_request_add_header(request, "Content-Encoding", "gzip");

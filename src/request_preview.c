@@ -139,10 +139,11 @@ make_request(Preview *preview)
 		add_note(preview, "its function has nothing to send");
 	if (request->error != NULL || request->skip)
 		return;
-	preview->text = request->http.body;
-	preview->text_len = request->http.body_len;
 	if (preview->channel->compress_above >= 0)
 		accord_request_compress(request, preview->channel->compress_above);
+	preview->text = request->plain ? request->plain : request->http.body;
+	preview->text_len = request->plain ? request->plain_len :
+		request->http.body_len;
 	if (preview->route->batch_size > 1 && !preview->route->command)
 		add_note(preview, psprintf("up to %d events go together",
 								   preview->route->batch_size));
@@ -302,13 +303,15 @@ accord_preview_event(PG_FUNCTION_ARGS)
 	Datum		values[N_COLUMNS];
 	bool		nulls[N_COLUMNS];
 	TupleDesc	desc;
+	bool		pinned;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "accord.preview_event() does not return a row");
 	memset(nulls, true, sizeof(nulls));
 	initStringInfo(&preview.note);
 	(void) accord_config_get();
-	accord_config_pin(true);
+	/* a function that is looked at, or a dispatcher's, may look itself */
+	pinned = accord_config_pin(true);
 	PG_TRY();
 	{
 		preview_event(&preview, fcinfo);
@@ -316,7 +319,7 @@ accord_preview_event(PG_FUNCTION_ARGS)
 	}
 	PG_FINALLY();
 	{
-		accord_config_pin(false);
+		accord_config_pin(pinned);
 	}
 	PG_END_TRY();
 	nulls[NOTE] = preview.note.len == 0;

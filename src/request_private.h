@@ -22,6 +22,8 @@ typedef struct AccordRequestScope
 	int64		seq;			/* the event's commit; 0: of a batch, or none */
 	bool		preview;		/* it is only looked at */
 	char	   *key;			/* the idempotency key; NULL: none is sent */
+	char	   *boundary;		/* of the body's parts; NULL: it has none of
+								 * ours */
 } AccordRequestScope;
 
 /* request_event.c */

@@ -136,6 +136,21 @@ $shown = preview($id, 'made');
 is($shown->{body}, 'made 1', 'a frozen command: as it was sent');
 is($shown->{note}, 'as it was made when it was sent first', '... and that is said');
 
+# ---- a function, run by the dispatcher, that looks itself, while the configuration changes
+
+sql(q{CREATE FUNCTION app.look(e accord.event_log) RETURNS accord.http_request LANGUAGE sql AS $$
+    SELECT ROW(NULL, NULL, NULL, (SELECT p.note FROM accord.preview(e.event_id, 'shown') p))::accord.http_request $$});
+insert_row($node, 'channel', name => 'look', base_url => $stub->url('/look'));
+route($node, 'look', topic => 'look', body_function => 'app.look');
+for my $n (1 .. 3)
+{
+    insert_row($node, 'channel', name => "another$n", base_url => 'http://127.0.0.1:1');
+    events($node, map { { topic => 'look', key => "$n.$_", payload => '{}' } } 1 .. 3);
+}
+poll_until(sub { 9 == grep { $_->{path} eq '/look' } $stub->log }, 'all that looked');
+is(scalar(grep { $_->{path} eq '/look' && $_->{body} =~ /^no route of the channel/ } $stub->log), 9,
+    'a function may look, also in a dispatcher');
+
 # ---- who may
 
 sql(q{CREATE ROLE auditor LOGIN; SELECT accord.grant_auditor('auditor'); CREATE ROLE nobody LOGIN});
