@@ -175,6 +175,7 @@ BEGIN
          sealed AS (UPDATE accord.secret s SET value = s.value FROM before b WHERE b.name = s.name
                     RETURNING s.value <> b.value AS changed)
     SELECT count(*) FILTER (WHERE changed) INTO resealed FROM sealed;
+    UPDATE accord.token t SET access_token = t.access_token, refresh_token = t.refresh_token;
     RETURN resealed;
 END
 $$;
@@ -217,7 +218,7 @@ COMMENT ON TABLE accord.channel IS 'one external API: where it is, how it is spo
 COMMENT ON COLUMN accord.channel.name IS 'its name in the logs, for good';
 COMMENT ON COLUMN accord.channel.base_url IS 'http or https; a route''s path is appended';
 COMMENT ON COLUMN accord.channel.enabled IS 'false: nothing is sent; what it is owed waits in the log';
-COMMENT ON COLUMN accord.channel.auth IS 'how requests are authenticated: {"type": TYPE, ...}, where TYPE is none, bearer, basic, digest, header, query, hmac, standard or aws_sigv4; secrets are given by their names in accord.secret';
+COMMENT ON COLUMN accord.channel.auth IS 'how requests are authenticated: {"type": TYPE, ...}, where TYPE is none, bearer, basic, digest, header, query, hmac, standard, aws_sigv4, oauth2 or login; secrets are given by their names in accord.secret';
 COMMENT ON COLUMN accord.channel.headers IS 'headers of every request: an object of templates';
 COMMENT ON COLUMN accord.channel.ordering IS 'key: the events of one key arrive in commit order, one at a time; none: as they come';
 COMMENT ON COLUMN accord.channel.max_in_flight IS 'requests at a time, of all its accounts together';

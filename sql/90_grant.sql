@@ -61,6 +61,7 @@ BEGIN
     EXECUTE format('GRANT SELECT ON accord.feed, accord.feed_log, accord.feed_item, accord.feed_parked, accord.feed_status TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.feed_state(bigint, text), accord.feed_places() TO %s', role);
     EXECUTE format('GRANT SELECT (name, updated_at) ON accord.secret TO %s', role);
+    EXECUTE format('GRANT SELECT (key, url, secrets_at, obtained_at, expires_at, claimed_until, failures, error, retry_at) ON accord.token TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.endpoint_state(text, text), accord.silence(), accord.safe_seq(), accord.consumer_position(bigint), accord.ring_slots(), '
                    'accord.verify(bigint, bigint), accord.proof(bigint, bigint), accord.consistency(bigint, bigint), '
                    'accord.check_proof(bigint, bigint, bytea, bytea[], bytea), '
@@ -169,11 +170,12 @@ DECLARE
 BEGIN
     FOR t IN SELECT c.oid::pg_catalog.regclass::text FROM pg_catalog.pg_class c
              WHERE c.relnamespace = 'accord'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'S')
-               AND c.relname <> 'secret'
+               AND c.relname NOT IN ('secret', 'token')
              ORDER BY c.oid LOOP
         PERFORM pg_catalog.pg_extension_config_dump(t::pg_catalog.regclass, '');
     END LOOP;
     PERFORM pg_catalog.pg_extension_config_dump('accord.secret', $w$WHERE value LIKE 'sealed:1:%'$w$);
+    PERFORM pg_catalog.pg_extension_config_dump('accord.token', $w$WHERE access_token LIKE 'sealed:1:%'$w$);
 END
 $$;
 

@@ -21,6 +21,7 @@
 #include "flow.h"
 #include "request.h"
 #include "round.h"
+#include "token.h"
 
 static AccordConfig *config = NULL;
 static int64 config_generation = -1;
@@ -35,6 +36,21 @@ is_paused(AccordDesk *desk, const AccordPause *pause, TimestampTz now)
 		(desk->resume_at == 0 || pause->until < desk->resume_at))
 		desk->resume_at = pause->until;
 	return true;
+}
+
+/* The token its requests need from now on; auth: NULL: none. */
+static void
+connect_token(AccordConnection *connection, const AccordAuth *auth)
+{
+	AccordToken *token = auth ? accord_token_find(auth) : NULL;
+
+	if (connection->token == token)
+		return;
+	if (connection->token != NULL)
+		dlist_delete(&connection->token_node);
+	connection->token = token;
+	if (token != NULL)
+		dlist_push_tail(&token->connections, &connection->token_node);
 }
 
 /* Gives a connection today's limits; pauses it when it may not send. */
@@ -52,6 +68,7 @@ configure_connection(AccordDesk *desk, AccordConnection *connection)
 	connection->config = account;
 	if (channel == NULL)
 	{
+		connect_token(connection, NULL);
 		/* what it is owed is settled as discarded, or read past */
 		connection->paused = false;
 		connection->n_meters = 0;
@@ -64,6 +81,8 @@ configure_connection(AccordDesk *desk, AccordConnection *connection)
 	connection->paused |= is_paused(desk, channel->pause, now);
 	connection->paused |= account != NULL &&
 		is_paused(desk, account->pause, now);
+	connect_token(connection, account != NULL && account->has_auth ?
+				  &account->auth : &channel->auth);
 	connection->ordered = channel->ordered;
 	connection->policy.base_ms = channel->retry_base_ms;
 	connection->policy.cap_ms = channel->retry_cap_ms;
@@ -104,6 +123,7 @@ accord_assign_refresh(AccordDesk *desk)
 	if (config->generation == config_generation)
 		return;
 	config_generation = config->generation;
+	accord_token_forget_specs();
 	configure_all(desk);
 }
 

@@ -51,7 +51,21 @@ static const AccordAuthKind kinds[] = {
 	{"aws_sigv4", ACCORD_AUTH_AWS,
 		{NEEDS("access_key", TEXT), NEEDS("secret", SECRET),
 			NEEDS("region", TEXT), NEEDS("service", TEXT),
-	MAY_HAVE("session_token", SECRET), END}}
+	MAY_HAVE("session_token", SECRET), END}},
+	{"oauth2", ACCORD_AUTH_OAUTH2,
+		{NEEDS("token_url", URL), NEEDS("client_id", TEXT),
+			MAY_HAVE("secret", SECRET), MAY_HAVE("refresh_token", SECRET),
+			MAY_HAVE("scope", TEXT), MAY_HAVE("parameters", OBJECT),
+			ONE_OF("client_auth", "basic", "body"),
+			MAY_HAVE("lifetime", SECONDS), MAY_HAVE("margin", SECONDS),
+	END}},
+	{"login", ACCORD_AUTH_LOGIN,
+		{NEEDS("token_url", URL), NEEDS("secret", SECRET),
+			MAY_HAVE("secret_parameter", TEXT), MAY_HAVE("parameters", OBJECT),
+			ONE_OF("format", "json", "form"), MAY_HAVE("token", PATH),
+			MAY_HAVE("expires", PATH), MAY_HAVE("lifetime", SECONDS),
+			MAY_HAVE("margin", SECONDS), MAY_HAVE("name", HEADER_NAME),
+	MAY_HAVE("prefix", TEXT), END}}
 };
 
 const AccordAuthKind *
@@ -181,6 +195,70 @@ load_aws(Jsonb *json)
 	return aws;
 }
 
+/* A member's text, or what it is where that is absent. */
+static char *
+text_of(Jsonb *json, const char *member, const char *absent)
+{
+	char	   *text = accord_json_member(json, member);
+
+	return text != NULL || absent == NULL ? text : pstrdup(absent);
+}
+
+static int
+seconds_of(Jsonb *json, const char *member, int absent)
+{
+	JsonbValue *value = accord_json_path(json, member);
+
+	return value == NULL ? absent : atoi(accord_json_text(value));
+}
+
+/* A digest of the column: accounts whose columns are equal share a token. */
+static void
+make_token_key(AccordTokenSpec *spec, Jsonb *json)
+{
+	char	   *text = accord_json_print(json);
+	uint8		digest[ACCORD_MAC_BYTES];
+
+	if (!accord_mac_digest(ACCORD_MAC_SHA256, text, strlen(text), digest))
+		elog(ERROR, "could not compute SHA-256");
+	strlcpy(spec->key,
+			accord_mac_hex(digest, accord_mac_length(ACCORD_MAC_SHA256)),
+			sizeof(spec->key));
+}
+
+/* How a token is fetched; the secrets are there already. */
+static AccordTokenSpec *
+load_token(const AccordAuth *auth, Jsonb *json, const AccordAuthKind *kind)
+{
+	AccordTokenSpec *spec = palloc0(sizeof(AccordTokenSpec));
+	JsonbValue *parameters = accord_json_path(json, "parameters");
+	int			n = 0;
+
+	make_token_key(spec, json);
+	spec->login = kind->type == ACCORD_AUTH_LOGIN;
+	spec->url = text_of(json, "token_url", "");
+	spec->json = spec->login && word_of(json, kind, "format") == 0;
+	spec->client_in_body = word_of(json, kind, "client_auth") == 1;
+	spec->client_id = text_of(json, "client_id", "");
+	spec->scope = text_of(json, "scope", NULL);
+	spec->secret_parameter = text_of(json, "secret_parameter", "password");
+	spec->parameters = parameters == NULL ? NULL :
+		JsonbValueToJsonb(parameters);
+	spec->token_path = text_of(json, "token",
+							   spec->login ? "token" : "access_token");
+	spec->expires_path = text_of(json, "expires", "expires_in");
+	spec->lifetime_s = seconds_of(json, "lifetime", 0);
+	spec->margin_s = seconds_of(json, "margin", -1);
+	spec->header = text_of(json, "name", "Authorization");
+	spec->prefix = text_of(json, "prefix", "Bearer");
+	spec->client_secret = accord_json_member(json, "secret") ? n++ : -1;
+	spec->refresh_secret = !spec->login &&
+		accord_json_member(json, "refresh_token") ? n++ : -1;
+	for (int i = 0; i < auth->n_secrets; i++)
+		spec->secrets_at = Max(spec->secrets_at, auth->secrets[i].set_at);
+	return spec;
+}
+
 void
 accord_auth_load(AccordAuth *auth, Jsonb *json, AccordAuthLookup lookup)
 {
@@ -199,6 +277,8 @@ accord_auth_load(AccordAuth *auth, Jsonb *json, AccordAuthLookup lookup)
 		auth->rule = load_rule(json, kind);
 	if (kind->type == ACCORD_AUTH_AWS)
 		auth->aws = load_aws(json);
+	if (kind->type >= ACCORD_AUTH_OAUTH2)
+		auth->token = load_token(auth, json, kind);
 }
 
 /* ----------
@@ -303,14 +383,30 @@ apply_signature(const AccordAuth *auth, const char *id,
 	return NULL;
 }
 
+/* A token that was fetched, in its header. */
+static char *
+apply_token(const AccordTokenSpec *spec, const char *access,
+			AccordHttpRequest *request)
+{
+	if (access == NULL)
+		return pstrdup("there is no token just now");
+	request->auth_lines = palloc(sizeof(char *));
+	request->auth_lines[0] = psprintf("%s: %s%s%s", spec->header, spec->prefix,
+									  spec->prefix[0] ? " " : "", access);
+	request->n_auth_lines = 1;
+	return NULL;
+}
+
 char	   *
-accord_auth_apply(const AccordAuth *auth, const char *id,
+accord_auth_apply(const AccordAuth *auth, const char *id, const char *access,
 				  AccordHttpRequest *request, TimestampTz now)
 {
 	char	   *fault;
 
 	if (auth->type == ACCORD_AUTH_NONE)
 		return NULL;
+	if (auth->token != NULL)
+		return apply_token(auth->token, access, request);
 	fault = find_secret_fault(auth);
 	if (fault != NULL)
 		return fault;
@@ -393,6 +489,12 @@ accord_auth_mask(const AccordAuth *auth, const char **lines,
 								  MASK, auth->aws->access_key,
 								  auth->aws->region, auth->aws->service);
 			break;
+		case ACCORD_AUTH_OAUTH2:
+		case ACCORD_AUTH_LOGIN:
+			lines[n++] = psprintf("%s: %s%s" MASK, auth->token->header,
+								  auth->token->prefix,
+								  auth->token->prefix[0] ? " " : "");
+			break;
 	}
 	return n;
 }
@@ -438,10 +540,10 @@ basic_text(const AccordAuth *auth)
 }
 
 const char *
-accord_auth_redact(const AccordAuth *auth, const char *bytes, size_t *len,
-				   size_t keep)
+accord_auth_redact(const AccordAuth *auth, const char *access,
+				   const char *bytes, size_t *len, size_t keep)
 {
-	const char *texts[ACCORD_SIGN_SECRETS + 1];
+	const char *texts[ACCORD_SIGN_SECRETS + 2];
 	size_t		longest = 0;
 	int			n = 0;
 
@@ -450,6 +552,8 @@ accord_auth_redact(const AccordAuth *auth, const char *bytes, size_t *len,
 			texts[n++] = auth->secrets[i].value;
 	if (n > 0 && auth->type == ACCORD_AUTH_BASIC)
 		texts[n++] = basic_text(auth);
+	if (access != NULL)
+		texts[n++] = access;
 	for (int i = 0; i < n; i++)
 		longest = Max(longest, strlen(texts[i]));
 	if (n > 0)

@@ -22,7 +22,9 @@ typedef enum AccordAuthType
 	ACCORD_AUTH_QUERY,			/* name: parameter, secret: its value */
 	ACCORD_AUTH_HMAC,			/* rule, secret */
 	ACCORD_AUTH_STANDARD,		/* secrets */
-	ACCORD_AUTH_AWS				/* aws, secret, perhaps a session token */
+	ACCORD_AUTH_AWS,			/* aws, secret, perhaps a session token */
+	ACCORD_AUTH_OAUTH2,			/* token; client secret, refresh token */
+	ACCORD_AUTH_LOGIN			/* token; the password */
 } AccordAuthType;
 
 /* What a member of an auth column is. */
@@ -35,7 +37,11 @@ typedef enum AccordAuthValue
 	ACCORD_AUTH_SECRETS,		/* one to four of them */
 	ACCORD_AUTH_TEMPLATE,		/* of what is signed */
 	ACCORD_AUTH_TEMPLATES,		/* object of headers, one with {signature} */
-	ACCORD_AUTH_WORD			/* one of "words" */
+	ACCORD_AUTH_WORD,			/* one of "words" */
+	ACCORD_AUTH_URL,
+	ACCORD_AUTH_OBJECT,			/* of strings */
+	ACCORD_AUTH_PATH,			/* dotted, in an answer */
+	ACCORD_AUTH_SECONDS
 } AccordAuthValue;
 
 typedef struct AccordAuthMember
@@ -46,7 +52,7 @@ typedef struct AccordAuthMember
 	const char *words[4];		/* the first is the default */
 } AccordAuthMember;
 
-#define ACCORD_AUTH_MEMBERS 10
+#define ACCORD_AUTH_MEMBERS 16
 
 typedef struct AccordAuthKind
 {
@@ -61,10 +67,37 @@ typedef struct AccordAuthSecret
 	char	   *name;
 	char	   *value;			/* NULL: see fault */
 	const char *fault;			/* NULL with a null value: it is not stored */
+	TimestampTz set_at;			/* 0: it is not stored */
 } AccordAuthSecret;
 
 /* Looks a secret up by the name it holds, and fills in the rest. */
 typedef void (*AccordAuthLookup) (AccordAuthSecret *secret);
+
+/* Bytes of what tells tokens apart: a SHA-256 in hexadecimal. */
+#define ACCORD_TOKEN_KEY 65
+
+/* How a token is fetched, and used. */
+typedef struct AccordTokenSpec
+{
+	char		key[ACCORD_TOKEN_KEY];
+	char	   *url;
+	bool		login;			/* else OAuth 2.0 */
+	bool		json;			/* the request's body; else a form */
+	bool		client_in_body; /* client_id and secret; else basic */
+	char	   *client_id;
+	char	   *scope;			/* NULL: none */
+	char	   *secret_parameter;	/* of a login */
+	Jsonb	   *parameters;		/* NULL: none */
+	char	   *token_path;		/* in the answer */
+	char	   *expires_path;
+	int			lifetime_s;		/* where the answer says none; 0: unknown */
+	int			margin_s;		/* renewed so long before; -1: by lifetime */
+	char	   *header;			/* that the token is sent in, after prefix */
+	char	   *prefix;
+	int			client_secret;	/* places in secrets, -1: none */
+	int			refresh_secret;
+	TimestampTz secrets_at;		/* when the last of them was set */
+} AccordTokenSpec;
 
 /* An auth column, its secrets looked up. */
 typedef struct AccordAuth
@@ -75,6 +108,7 @@ typedef struct AccordAuth
 	AccordAuthSecret secrets[ACCORD_SIGN_SECRETS];
 	AccordSignRule *rule;
 	AccordSignAws *aws;
+	AccordTokenSpec *token;		/* NULL: it needs none */
 } AccordAuth;
 
 /* The kind of that word; NULL: there is none. */
@@ -90,11 +124,13 @@ extern void accord_auth_load(AccordAuth *auth, Jsonb *json,
 /*
  * Gives a request its credential, which is kept apart from what may be stored;
  * signed is what is sent: nothing of it may change afterwards. id is the
- * request's own, the same for each attempt; NULL: one is made. Returns why it
+ * request's own, the same for each attempt; NULL: one is made. access is the
+ * token, of an auth that needs one; NULL: there is none now. Returns why it
  * cannot be done (palloc'd, without a secret), or NULL.
  */
 extern char *accord_auth_apply(const AccordAuth *auth, const char *id,
-							   AccordHttpRequest *request, TimestampTz now);
+							   const char *access, AccordHttpRequest *request,
+							   TimestampTz now);
 
 /*
  * The same for people: header lines with the secret parts as "***" are put
@@ -107,10 +143,10 @@ extern int	accord_auth_mask(const AccordAuth *auth, const char **lines,
 /*
  * Bytes that others wrote, every occurrence of a credential as "***": of their
  * first "keep", and what begins in these. *len bytes; a palloc'd copy where
- * there is one.
+ * there is one. access as in accord_auth_apply().
  */
 extern const char *accord_auth_redact(const AccordAuth *auth,
-									  const char *bytes, size_t *len,
-									  size_t keep);
+									  const char *access, const char *bytes,
+									  size_t *len, size_t keep);
 
 #endif							/* ACCORD_AUTH_H */

@@ -270,6 +270,78 @@ check_word(const AuthCheck *check, const AccordAuthMember *member,
 		   psprintf("Use %s.", list_words(member)));
 }
 
+static void
+check_url(const AuthCheck *check, const AccordAuthMember *member,
+		  const char *url)
+{
+	char	   *wrong = accord_http_check_url(url);
+
+	if (wrong != NULL)
+		refuse(check, member, psprintf("cannot be used: %s", wrong),
+			   "Give an absolute address such as "
+			   "\"https://auth.example.com/token\".");
+	if (accord_http_literal_refused(url))
+		ereport(WARNING,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" in auth of %s is in a refused network",
+						member->name, check->table),
+				 errhint("To allow it, add the network to "
+						 "accord.allowed_networks.")));
+}
+
+/* An object of strings. */
+static void
+check_object(const AuthCheck *check, const AccordAuthMember *member)
+{
+	JsonbValue *object = accord_json_path(check->auth, member->name);
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	if (object->type != jbvBinary ||
+		!JsonContainerIsObject(object->val.binary.data))
+		refuse(check, member, "is not an object",
+			   "Write {\"audience\": \"https://api.example.com\"}.");
+	iterator = JsonbIteratorInit(object->val.binary.data);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_VALUE && value.type != jbvString)
+			refuse(check, member, "has a value that is not a string",
+				   "Give strings.");
+		if (token == WJB_KEY &&
+			(pg_strncasecmp(value.val.string.val, "password", 8) == 0 ||
+			 pg_strncasecmp(value.val.string.val, "client_secret", 13) == 0))
+			refuse(check, member, "holds a secret, which everybody could read",
+				   "INSERT it INTO accord.secret (name, value) and give that "
+				   "name as \"secret\".");
+	}
+}
+
+static void
+check_seconds(const AuthCheck *check, const AccordAuthMember *member)
+{
+	JsonbValue *value = accord_json_path(check->auth, member->name);
+	char	   *text = value->type == jbvNumeric ? accord_json_text(value) : "";
+	size_t		len = strlen(text);
+
+	if (len < 1 || len > 8 || strspn(text, "0123456789") != len)
+		refuse(check, member, "is not a number of seconds",
+			   "Give a whole number, such as 3600.");
+}
+
+static void
+check_path(const AuthCheck *check, const AccordAuthMember *member,
+		   const char *path)
+{
+	size_t		len = strlen(path);
+
+	if (len == 0 || path[0] == '.' || path[len - 1] == '.' || strstr(path, "..") != NULL ||
+		strpbrk(path, "$[]*") != NULL)
+		refuse(check, member, psprintf("is \"%s\", which is not a dotted path",
+									   path),
+			   "Give names separated by dots, such as \"data.token\".");
+}
+
 /* Members whose value is a string. */
 static void
 check_string(const AuthCheck *check, const AccordAuthMember *member)
@@ -277,7 +349,7 @@ check_string(const AuthCheck *check, const AccordAuthMember *member)
 	char	   *value = accord_json_member(check->auth, member->name);
 
 	/* what is signed may have line breaks in it */
-	if (value == NULL || value[0] == '\0' ||
+	if (value == NULL || (value[0] == '\0' && !member->optional) ||
 		(member->value != ACCORD_AUTH_TEMPLATE &&
 		 accord_auth_has_control(value)) ||
 		(member->value == ACCORD_AUTH_HEADER_NAME &&
@@ -303,6 +375,12 @@ check_string(const AuthCheck *check, const AccordAuthMember *member)
 		case ACCORD_AUTH_WORD:
 			check_word(check, member, value);
 			break;
+		case ACCORD_AUTH_URL:
+			check_url(check, member, value);
+			break;
+		case ACCORD_AUTH_PATH:
+			check_path(check, member, value);
+			break;
 		default:
 			break;
 	}
@@ -322,6 +400,12 @@ check_member(const AuthCheck *check, const AccordAuthMember *member)
 		case ACCORD_AUTH_TEMPLATES:
 			check_templates(check, member);
 			break;
+		case ACCORD_AUTH_OBJECT:
+			check_object(check, member);
+			break;
+		case ACCORD_AUTH_SECONDS:
+			check_seconds(check, member);
+			break;
 		default:
 			check_string(check, member);
 	}
@@ -340,6 +424,16 @@ check_together(const AuthCheck *check)
 				 errmsg("\"name\" in auth of %s is \"%s\", which is not the name "
 						"of a parameter", check->table, name),
 				 errhint("Use letters, digits and any of -._~.")));
+	if (check->kind->type == ACCORD_AUTH_OAUTH2 &&
+		accord_json_path(check->auth, "secret") == NULL &&
+		accord_json_path(check->auth, "refresh_token") == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("auth of %s with type \"oauth2\" needs a \"secret\", or "
+						"a \"refresh_token\"", check->table),
+				 errhint("With a secret alone the grant is "
+						 "client_credentials; with a refresh_token it is "
+						 "that.")));
 }
 
 void

@@ -38,6 +38,7 @@
 #define SUSPECTED_AFTER 3		/* times that a batch has failed */
 #define SUSPECTED_BESIDE_OTHERS 2	/* ... while others were delivered */
 #define HTTP_UNAVAILABLE 503
+#define TOKEN_LOOK_EVERY 100000 /* us */
 
 typedef struct BatchEntry
 {
@@ -213,7 +214,9 @@ accord_batch_next(AccordDesk *desk, TimestampTz now)
 		dlist_delete(&batch->full_node);
 		if (ready == ACCORD_LIMIT_NOW)
 			return batch;
-		accord_batch_defer(desk, batch, ready);
+		/* a token that is on its way wakes connections, not batches */
+		accord_batch_defer(desk, batch, ready == DT_NOEND ?
+						   now + TOKEN_LOOK_EVERY : ready);
 	}
 	return NULL;
 }

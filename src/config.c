@@ -77,6 +77,7 @@ typedef struct StoredSecret
 {
 	char	   *name;
 	char	   *value;
+	TimestampTz set_at;
 } StoredSecret;
 
 static StoredSecret *stored = NULL;
@@ -244,7 +245,8 @@ load_stored(MemoryContext context)
 	n_stored = 0;
 	if (!with_secrets)
 		return;
-	n_stored = (int) run_query("SELECT s.name, s.value FROM accord.secret s "
+	n_stored = (int) run_query("SELECT s.name, s.value, s.updated_at "
+							   "FROM accord.secret s "
 							   "ORDER BY s.name COLLATE pg_catalog.\"C\"",
 							   context);
 	stored = palloc(Max(n_stored, 1) * sizeof(StoredSecret));
@@ -252,6 +254,7 @@ load_stored(MemoryContext context)
 	{
 		stored[i].name = column_text(i, "name");
 		stored[i].value = column_text(i, "value");
+		stored[i].set_at = column_int64(i, "updated_at");
 	}
 }
 
@@ -271,6 +274,7 @@ open_secret(AccordAuthSecret *secret)
 
 	if (found == NULL)
 		return;
+	secret->set_at = found->set_at;
 	secret->value = accord_secret_open(keys, secret->name, found->value,
 									   &secret->fault);
 	if (secret->value == NULL && keys_fault != NULL)

@@ -757,6 +757,38 @@ check_secret(RowCheck *check)
 				   TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()));
 }
 
+/* The column as it is stored: sealed by the key that seals now. */
+static void
+seal_column(RowCheck *check, const char *column, const char *name,
+			const AccordSecretKeys *keys)
+{
+	char	   *value = get_text(check, column);
+	const char *fault;
+	char	   *plain;
+
+	if (value == NULL || keys == NULL || accord_secret_is_current(keys, value))
+		return;
+	plain = accord_secret_open(keys, name, value, &fault);
+	if (plain == NULL)
+		return;					/* whoever uses it finds out */
+	set_column(check, column,
+			   CStringGetTextDatum(accord_secret_seal(keys, name, plain)));
+	explicit_bzero(plain, strlen(plain));
+}
+
+/* Tokens that were fetched are sealed as secrets are: see token.c. */
+static void
+check_token(RowCheck *check)
+{
+	char	   *key = get_text(check, "key");
+	AccordSecretKeys *keys = read_secret_keys(psprintf("token/%s", key));
+
+	seal_column(check, "access_token", psprintf("token/%s/access", key), keys);
+	seal_column(check, "refresh_token", psprintf("token/%s/refresh", key),
+				keys);
+	accord_secret_forget(keys);
+}
+
 static void
 check_rate_limit(RowCheck *check)
 {
@@ -820,6 +852,7 @@ static const struct
 	{"route", check_route, {"topic", "method", "path", "headers",
 	"body_from", "mode"}},
 	{"secret", check_secret, {"name", "value"}},
+	{"token", check_token, {"key"}},
 	{"rate_limit", check_rate_limit, {"channel", "bucket"}},
 	{"rule", check_rule, {"channel", "headers", "outcome"}}
 };

@@ -63,6 +63,7 @@
 #include "probe.h"
 #include "pull.h"
 #include "recovery.h"
+#include "renew.h"
 #include "replay.h"
 #include "request.h"
 #include "round.h"
@@ -688,6 +689,7 @@ due_timeout(TimestampTz now)
 	timeout = earlier(timeout, time_until(accord_batch_due(desk), now));
 	timeout = earlier(timeout, time_until(accord_errand_due(), now));
 	timeout = earlier(timeout, time_until(accord_pull_due(), now));
+	timeout = earlier(timeout, time_until(accord_renew_due(), now));
 	if (desk->release)
 		timeout = earlier(timeout, time_until(desk->released_at +
 											  RELEASE_EVERY, now));
@@ -847,6 +849,7 @@ turn(void)
 	TimestampTz now = GetCurrentTimestamp();
 	bool		more;
 	bool		admitting = false;
+	bool		news;
 	bool		idle;
 	long		showing;
 	long		timeout;
@@ -859,12 +862,15 @@ turn(void)
 	}
 	keep_house(now);
 	place_prepared();
+	news = awake;
 	more = take_in(now);
 	accord_assign_resume(desk, now);
 	accord_desk_wake(desk, now);
 	release_waiting(now);
 	accord_pull_turn(desk, now);
 	accord_probe_turn(desk);
+	accord_renew_turn(desk, news, now);
+	MemoryContextSwitchTo(turn_context);
 	accord_errand_turn(desk, now);
 	for (int i = 0; i < ADMIT_ROUNDS && (admitting = admit(now)); i++)
 		;

@@ -268,6 +268,8 @@ typedef struct AccordConnection
 {
 	AccordHub  *hub;
 	AccordAccount *config;		/* as of today; NULL: it has none */
+	struct AccordToken *token;	/* that its requests need, or NULL */
+	dlist_node	token_node;		/* in token->connections */
 	char	   *account;		/* "": the channel itself */
 	uint64		id;				/* seed of its lanes' hashes */
 	struct AccordEndpoint *endpoints[ACCORD_QUEUES];	/* or NULL */

@@ -31,6 +31,7 @@
 #include "round.h"
 #include "tally.h"
 #include "template.h"
+#include "token.h"
 
 #define MAX_EVENT_LIMITS 16		/* of one channel that are looked at */
 #define SWEEP_AT 4096			/* buckets before full ones are forgotten */
@@ -297,6 +298,8 @@ accord_flow_connection_ready(AccordConnection *connection, TimestampTz now)
 	if (connection->breaker.state == ACCORD_BREAKER_OPEN)
 		return connection->breaker.probe_at;
 	ready = meters_ready(connection->meters, connection->n_meters, now);
+	if (connection->token != NULL)
+		ready = Max(ready, accord_token_ready(connection->token, now));
 	if (!connection->hub->shared_allowance)
 		ready = Max(ready, accord_limit_allowed(&connection->allowance, now));
 	return ready;
@@ -598,6 +601,8 @@ accord_flow_resume(AccordDesk *desk, const char *channel, const char *account)
 		memset(&hub->allowance, 0, sizeof(AccordAllowance));
 		if (accord_breaker_reset(&connection->breaker))
 			note_breaker(connection, NULL);
+		if (connection->token != NULL)
+			accord_token_resume(connection->token);
 		accord_connection_retry(desk, connection);
 		accord_hub_sleep(desk, hub, 0);
 		accord_connection_sleep(desk, connection, 0);

@@ -28,6 +28,7 @@
 #include "json.h"
 #include "request_private.h"
 #include "template.h"
+#include "token.h"
 
 void
 accord_request_add_header(AccordRequest *request, const char *name,
@@ -413,6 +414,7 @@ accord_request_equip(AccordRequest *request, const AccordChannel *channel,
 	AccordHttpRequest *http = &request->http;
 	const AccordAuth *auth = account != NULL && account->has_auth ?
 	&account->auth : &channel->auth;
+	AccordToken *token;
 
 	http->once = once;
 	http->connect_timeout_ms = channel->connect_timeout_ms;
@@ -423,7 +425,9 @@ accord_request_equip(AccordRequest *request, const AccordChannel *channel,
 		accord_request_compress(request, channel->compress_above);
 	if (auth->type == ACCORD_AUTH_NONE)
 		return;
-	request->error = accord_auth_apply(auth, request->key, http,
+	token = accord_token_find(auth);
+	request->error = accord_auth_apply(auth, request->key,
+									   token ? token->access : NULL, http,
 									   GetCurrentTimestamp());
 	request->transient = request->error != NULL;
 }

@@ -39,6 +39,7 @@
 #include "routing.h"
 #include "settle.h"
 #include "tally.h"
+#include "token.h"
 
 #define BATCH_LIMIT 1000		/* deliveries that settle together */
 #define SPILL_AFTER 1000		/* ms */
@@ -48,6 +49,7 @@
 #define POSITION_EACH 16		/* ... for the position alone */
 #define REPLAY_LIMIT 64			/* replays whose progress is written together */
 #define LOG_EVERY 10000			/* ms */
+#define HTTP_UNAUTHORIZED 401
 #define HTTP_TOO_MANY_REQUESTS 429
 
 /* What happens to a delivery once its rows are durable. */
@@ -211,13 +213,14 @@ foreign_text(const AccordDelivery *delivery, const char *bytes, size_t len,
 			 size_t keep)
 {
 	const AccordConnection *connection = delivery->endpoint->connection;
+	const char *access = connection->token ? connection->token->access : NULL;
 
 	if (connection->hub->config != NULL)
 		bytes = accord_auth_redact(connection->config != NULL &&
 								   connection->config->has_auth ?
 								   &connection->config->auth :
-								   &connection->hub->config->auth, bytes,
-								   &len, keep);
+								   &connection->hub->config->auth, access,
+								   bytes, &len, keep);
 	return accord_json_clean(bytes, len, keep);
 }
 
@@ -461,6 +464,41 @@ accord_settle_again(AccordDelivery *delivery,
 	add_settlement(delivery, SEQUEL_AGAIN);
 }
 
+/*
+ * Whether the token it was sent with is to be replaced, and the request to be
+ * made once more with another one.
+ */
+static bool
+is_token_refused(const AccordDelivery *delivery,
+				 const AccordHttpResponse *response,
+				 const AccordJudgement *judgement, TimestampTz now)
+{
+	AccordToken *token = delivery->endpoint->connection->token;
+
+	if (token == NULL)
+		return false;
+	if (judgement->outcome == ACCORD_OUTCOME_DELIVERED)
+		accord_token_accepted(token);
+	return judgement->outcome == ACCORD_OUTCOME_UNAUTHORIZED &&
+		response->result.status == HTTP_UNAUTHORIZED &&
+		accord_token_refused(token, delivery->started_at, now);
+}
+
+/* That was no attempt, and says nothing about the channel. */
+static void
+settle_with_new_token(AccordDelivery *delivery,
+					  const AccordHttpResponse *response, const char *error,
+					  TimestampTz now)
+{
+	add_attempt(delivery, ACCORD_OUTCOME_UNAUTHORIZED, response,
+				psprintf("%s: sent again with a new token",
+						 error ? error : "refused"), now);
+	delivery->attempts--;
+	accord_delivery_landed(batch.desk, delivery, true);
+	tell_flow(delivery, ACCORD_OUTCOME_REJECTED, response, NULL, now);
+	add_settlement(delivery, SEQUEL_AGAIN);
+}
+
 /* Whether it was asked too early, which is no attempt. */
 static bool
 is_no_attempt(const AccordHttpResponse *response,
@@ -482,6 +520,11 @@ settle_judged(AccordDelivery *delivery, const AccordHttpResponse *response,
 
 	if (error != NULL)
 		error = foreign_text(delivery, error, strlen(error), 1000);
+	if (is_token_refused(delivery, response, judgement, now))
+	{
+		settle_with_new_token(delivery, response, error, now);
+		return;
+	}
 	if (judgement->pause_ms >= 0)
 		told.result.retry_after_ms = judgement->pause_ms;
 	add_attempt(delivery, judgement->outcome, response, error, now);

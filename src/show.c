@@ -18,6 +18,7 @@
 #include "replay.h"
 #include "show.h"
 #include "tally.h"
+#include "token.h"
 
 #define SHOW_EVERY 250			/* ms */
 #define SHOW_PART 100			/* ... and a hundredth of the time at most */
@@ -98,6 +99,10 @@ show_connection(AccordDesk *desk, AccordConnection *connection,
 	if (connection->breaker.state == ACCORD_BREAKER_OPEN)
 		row.probe_at = connection->breaker.probe_at;
 	row.throttled_until = accord_limit_allowed(allowance, now);
+	if (connection->token != NULL)
+		row.throttled_until = Max(row.throttled_until,
+								  accord_token_blocked(connection->token,
+													   now));
 	row.in_flight = connection->gate.in_flight;
 	row.tokens = accord_flow_tokens(connection, now);
 	for (int i = 0; i < 2; i++)

@@ -166,6 +166,9 @@ INSERT INTO expected VALUES
         batch_group text, batch_function text, batch_items text, batch_id text not null default ''{key}''::text,
         batch_item_id text, batch_item_status text, batch_item_error text, when_dead text not null default ''continue''::text, owner text not null default CURRENT_USER, description text'),
     ('secret', 'name text not null, value text not null, updated_at timestamptz not null default now()'),
+    ('token', 'key text not null, url text not null, access_token text, refresh_token text, secrets_at timestamptz, obtained_at
+        timestamptz, expires_at timestamptz, claimed_by integer, claimed_until timestamptz, failures integer not null default 0,
+        error text, retry_at timestamptz'),
     ('status', 'channel text, account text, state text, mode text, owed bigint, oldest_owed timestamptz, queued bigint,
         scheduled bigint, sending bigint, retrying bigint, held bigint, dead bigint, in_flight integer, tokens bigint,
         breaker text, next_probe_at timestamptz, throttled_until timestamptz, paused_since timestamptz, paused_until
@@ -523,6 +526,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
               'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['seal', 'seal_node', 'seal_gap']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['rule']), 'SELECT'
+    UNION ALL SELECT 'token.' || unnest(ARRAY['key', 'url', 'secrets_at', 'obtained_at', 'expires_at', 'claimed_until', 'failures', 'error', 'retry_at']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['claims', 'claim_resource']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['pg_stat_accord', 'pg_stat_accord_database']), 'SELECT'
@@ -682,7 +686,8 @@ SELECT set_eq($$SELECT name FROM relation r, pg_extension x WHERE x.extname = 'p
 SELECT set_eq($$SELECT c.oid::regclass::text, e.condition FROM pg_extension x,
                 unnest(x.extconfig, x.extcondition) AS e (oid, condition) JOIN pg_class c ON c.oid = e.oid
                 WHERE x.extname = 'pg_accord' AND e.condition <> ''$$,
-              $$VALUES ('accord.secret', 'WHERE value LIKE ''sealed:1:%''')$$, '... all of it, but secrets that are not sealed');
+              $$VALUES ('accord.secret', 'WHERE value LIKE ''sealed:1:%'''), ('accord.token', 'WHERE access_token LIKE ''sealed:1:%''')$$,
+              '... all of it, but secrets and tokens that are not sealed');
 
 SELECT finish();
 ROLLBACK;

@@ -70,6 +70,27 @@ SELECT pg_temp.try(auth) FROM (VALUES
     ('{"type": "aws_sigv4", "access_key": "AKID", "secret": "a", "region": "eu-west-1"}')
 ) AS v (auth);
 
+-- Tokens.
+SELECT pg_temp.try(auth) FROM (VALUES
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c", "secret": "a"}'::jsonb),
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c", "refresh_token": "b"}'),
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c", "secret": "a", "refresh_token": "b", "scope": "x y", "parameters": {"audience": "z"}, "client_auth": "body", "lifetime": 60, "margin": 5}'),
+    ('{"type": "login", "token_url": "https://a.example.com/login", "secret": "a"}'),
+    ('{"type": "login", "token_url": "https://a.example.com/login", "secret": "a", "prefix": "", "name": "X-Session", "token": "data.token", "format": "form"}'),
+    ('{"type": "oauth2", "client_id": "c", "secret": "a"}'),
+    ('{"type": "oauth2", "token_url": "ftp://a/", "client_id": "c", "secret": "a"}'),
+    ('{"type": "oauth2", "token_url": "https://u:p@a.example.com/", "client_id": "c", "secret": "a"}'),
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c"}'),
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c", "client_secret": "abc"}'),
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c", "secret": "a", "parameters": {"password": "x"}}'),
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c", "secret": "a", "parameters": {"n": 1}}'),
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c", "secret": "a", "parameters": []}'),
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c", "secret": "a", "margin": -1}'),
+    ('{"type": "oauth2", "token_url": "https://a.example.com/token", "client_id": "c", "secret": "a", "lifetime": "1 h"}'),
+    ('{"type": "login", "token_url": "https://a.example.com/login", "secret": "a", "token": "$.data"}'),
+    ('{"type": "login", "token_url": "https://a.example.com/login", "secret": "a", "name": "Host"}')
+) AS v (auth);
+
 -- A secret that is not there may come later.
 SET client_min_messages = warning;
 UPDATE accord.channel SET auth = '{"type": "standard", "secrets": ["a", "none"]}' WHERE name = 'auth';
