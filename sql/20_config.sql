@@ -7,6 +7,8 @@ CREATE TABLE accord.channel (
     base_url text NOT NULL,
     enabled boolean NOT NULL DEFAULT true,
     auth jsonb NOT NULL DEFAULT '{"type": "none"}',
+    tls jsonb,
+    proxy jsonb,
     headers jsonb NOT NULL DEFAULT '{}',
     ordering text NOT NULL DEFAULT 'key' CHECK (ordering IN ('key', 'none')),
     max_in_flight integer NOT NULL DEFAULT 16 CHECK (max_in_flight BETWEEN 1 AND 10000),
@@ -48,6 +50,7 @@ CREATE TABLE accord.account (
     base_url text,
     enabled boolean NOT NULL DEFAULT true,
     auth jsonb,
+    tls jsonb,
     max_in_flight integer CHECK (max_in_flight BETWEEN 1 AND 10000),
     weight integer NOT NULL DEFAULT 1 CHECK (weight BETWEEN 1 AND 100),
     vars jsonb NOT NULL DEFAULT '{}' CHECK (pg_catalog.jsonb_typeof(vars) = 'object'),
@@ -219,6 +222,8 @@ COMMENT ON COLUMN accord.channel.name IS 'its name in the logs, for good';
 COMMENT ON COLUMN accord.channel.base_url IS 'http or https; a route''s path is appended';
 COMMENT ON COLUMN accord.channel.enabled IS 'false: nothing is sent; what it is owed waits in the log';
 COMMENT ON COLUMN accord.channel.auth IS 'how requests are authenticated: {"type": TYPE, ...}, where TYPE is none, bearer, basic, digest, header, query, hmac, standard, aws_sigv4, oauth2 or login; secrets are given by their names in accord.secret';
+COMMENT ON COLUMN accord.channel.tls IS 'certificates: {"certificate": NAME, "key": NAME, "ca": NAME}, each a secret that holds PEM: what is shown to the server, and whom to trust instead of accord.ca_file; null: nothing is shown';
+COMMENT ON COLUMN accord.channel.proxy IS '{"url": "http://proxy:3128", "user": USER, "secret": NAME}; http, https, socks4a or socks5h, and only one that accord.allowed_proxies names; null: none';
 COMMENT ON COLUMN accord.channel.headers IS 'headers of every request: an object of templates';
 COMMENT ON COLUMN accord.channel.ordering IS 'key: the events of one key arrive in commit order, one at a time; none: as they come';
 COMMENT ON COLUMN accord.channel.max_in_flight IS 'requests at a time, of all its accounts together';
@@ -254,6 +259,7 @@ COMMENT ON COLUMN accord.account.name IS 'what events give as their account';
 COMMENT ON COLUMN accord.account.base_url IS 'instead of the channel''s';
 COMMENT ON COLUMN accord.account.enabled IS 'false: nothing is sent for this customer; what is owed waits';
 COMMENT ON COLUMN accord.account.auth IS 'instead of the channel''s';
+COMMENT ON COLUMN accord.account.tls IS 'instead of the channel''s';
 COMMENT ON COLUMN accord.account.max_in_flight IS 'requests at a time; null: the channel''s account_max_in_flight';
 COMMENT ON COLUMN accord.account.weight IS 'its share of the channel, where several have something to send: deliveries per round';
 COMMENT ON COLUMN accord.account.vars IS 'an object; templates name its members vars.NAME';

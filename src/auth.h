@@ -97,6 +97,8 @@ typedef struct AccordTokenSpec
 	int			client_secret;	/* places in secrets, -1: none */
 	int			refresh_secret;
 	TimestampTz secrets_at;		/* when the last of them was set */
+	const AccordHttpTls *tls;	/* of who has it, or NULL */
+	const AccordHttpProxy *proxy;
 } AccordTokenSpec;
 
 /* An auth column, its secrets looked up. */

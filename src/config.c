@@ -314,6 +314,57 @@ load_key(AccordChannel *channel, int row)
 								   &channel->key_form);
 }
 
+/* The value of a secret that a member names; NULL: it names none. */
+static const char *
+link_secret(AccordLink *link, Jsonb *json, const char *member)
+{
+	AccordAuthSecret secret = {.name = accord_json_member(json, member)};
+
+	if (secret.name == NULL)
+		return NULL;
+	open_secret(&secret);
+	if (secret.value == NULL)
+		link->fault = secret.fault ? secret.fault :
+			psprintf("secret \"%s\" is not stored", secret.name);
+	return secret.value;
+}
+
+static void
+load_tls(int row, AccordLink *link)
+{
+	Jsonb	   *json = column_json(row, "tls");
+
+	if (json == NULL)
+		return;
+	link->tls = palloc0(sizeof(AccordHttpTls));
+	link->tls->certificate = link_secret(link, json, "certificate");
+	link->tls->key = link_secret(link, json, "key");
+	link->tls->ca = link_secret(link, json, "ca");
+}
+
+static void
+load_proxy(int row, AccordLink *link)
+{
+	Jsonb	   *json = column_json(row, "proxy");
+
+	if (json == NULL)
+		return;
+	link->proxy = palloc0(sizeof(AccordHttpProxy));
+	link->proxy->url = accord_json_member(json, "url");
+	link->proxy->user = accord_json_member(json, "user");
+	link->proxy->secret = link_secret(link, json, "secret");
+}
+
+/* A token is fetched by the way its channel is reached. */
+static void
+link_token(AccordAuth *auth, const AccordLink *link)
+{
+	if (auth->token == NULL)
+		return;
+	auth->token->tls = link->tls;
+	auth->token->proxy = link->proxy;
+}
+
 static AccordChannel *
 load_channel(int row)
 {
@@ -324,6 +375,9 @@ load_channel(int row)
 	channel->base_url = column_text(row, "base_url");
 	channel->enabled = column_bool(row, "enabled");
 	load_auth(row, &channel->auth);
+	load_tls(row, &channel->link);
+	load_proxy(row, &channel->link);
+	link_token(&channel->auth, &channel->link);
 	channel->headers = column_json(row, "headers");
 	channel->ordered = strcmp(column_text(row, "ordering"), "key") == 0;
 	channel->max_in_flight = column_int(row, "max_in_flight");
@@ -403,6 +457,14 @@ load_accounts(AccordConfig *config)
 		(void) column(i, "auth", &isnull);
 		account->has_auth = !isnull;
 		load_auth(i, &account->auth);
+		load_tls(i, &account->link);
+		account->has_tls = account->link.tls != NULL;
+		if (!account->has_tls)
+			account->link.tls = channel->link.tls;
+		account->link.proxy = channel->link.proxy;
+		if (account->link.fault == NULL)
+			account->link.fault = channel->link.fault;
+		link_token(&account->auth, &account->link);
 		account->vars = column_json(i, "vars");
 		account_key(&key, channel, account->name);
 		entry = hash_search(config->accounts, &key, HASH_ENTER, NULL);

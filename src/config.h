@@ -17,6 +17,14 @@
 #include "utils/hsearch.h"
 #include "utils/jsonb.h"
 
+/* How a channel is reached; its secrets looked up. */
+typedef struct AccordLink
+{
+	AccordHttpTls *tls;			/* NULL: as the server's settings say */
+	AccordHttpProxy *proxy;		/* NULL: none */
+	const char *fault;			/* NULL: all of it is there */
+} AccordLink;
+
 /* What a limit's buckets are told apart by. */
 typedef enum AccordLimitScope
 {
@@ -46,6 +54,7 @@ typedef struct AccordChannel
 	char	   *base_url;		/* without a trailing slash */
 	bool		enabled;
 	AccordAuth	auth;
+	AccordLink	link;
 	Jsonb	   *headers;		/* object of header templates */
 	bool		ordered;		/* ordering = 'key' */
 	int			max_in_flight;	/* of all its accounts */
@@ -94,6 +103,8 @@ typedef struct AccordAccount
 	int			weight;
 	AccordPause *pause;			/* NULL: it is not */
 	bool		has_auth;
+	bool		has_tls;
+	AccordLink	link;			/* tls, when it has its own */
 	AccordAuth	auth;
 	Jsonb	   *vars;
 } AccordAccount;

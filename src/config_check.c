@@ -37,6 +37,7 @@
 #include "constraint.h"
 #include "db.h"
 #include "json.h"
+#include "link_check.h"
 #include "secret.h"
 #include "template.h"
 
@@ -273,9 +274,12 @@ static void
 check_auth(RowCheck *check)
 {
 	Jsonb	   *auth = get_json(check, "auth");
+	Jsonb	   *tls = get_json(check, "tls");
 
 	if (auth != NULL)
 		accord_auth_check(check->table, auth);
+	if (tls != NULL)
+		accord_link_check_tls(check->table, tls);
 }
 
 static void
@@ -401,6 +405,8 @@ check_channel(RowCheck *check)
 						 "routes at it.")));
 	check_url(check);
 	check_auth(check);
+	if (get_json(check, "proxy") != NULL)
+		accord_link_check_proxy(check->table, get_json(check, "proxy"));
 	accord_config_check_headers(check->table, "headers",
 								get_json(check, "headers"), true);
 	if (header != NULL && !accord_auth_is_token(header))
@@ -663,7 +669,9 @@ check_route(RowCheck *check)
 static void
 check_secret_value(const char *name, const char *value)
 {
-	if (accord_auth_has_control(value))
+	/* certificates and their keys are not sent in headers */
+	if (strncmp(value, "-----BEGIN ", 11) != 0 &&
+		accord_auth_has_control(value))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("value of secret \"%s\" holds a line break or control "

@@ -53,6 +53,7 @@ int			accord_attempt_max_size = 0;
 int			accord_consumer_max_lag = 90 * MINUTES_PER_DAY;
 int			accord_idempotency_retention = 90 * MINUTES_PER_DAY;
 char	   *accord_allowed_networks = NULL;
+char	   *accord_allowed_proxies = NULL;
 char	   *accord_ca_file = NULL;
 char	   *accord_secret_key_file = NULL;
 char	   *accord_secret_key_command = NULL;
@@ -290,6 +291,12 @@ define_network_settings(void)
 							   "are refused unless they are listed here.",
 							   &accord_allowed_networks, "",
 							   PGC_SIGHUP, 0, check_networks, NULL, NULL);
+	DefineCustomStringVariable("accord.allowed_proxies",
+							   "Proxies that channels may use, as URLs.",
+							   "What a proxy may reach is the proxy's to "
+							   "say, not accord.allowed_networks'.",
+							   &accord_allowed_proxies, "",
+							   PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("accord.ca_file",
 							   "File of certificates to trust.",
 							   "When empty, those that the system trusts.",

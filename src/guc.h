@@ -52,6 +52,7 @@ extern int	accord_idempotency_retention;	/* minutes a key is kept */
 extern int	accord_conflict_retention;	/* minutes a conflict is kept */
 extern char *accord_node_name;	/* this database as a source elsewhere */
 extern char *accord_allowed_networks;	/* private networks that may be called */
+extern char *accord_allowed_proxies;	/* that may be used at all */
 extern char *accord_ca_file;	/* certificates to trust, else the system's */
 extern char *accord_secret_key_file;	/* keys that seal accord.secret */
 extern char *accord_secret_key_command; /* prints them */

@@ -251,8 +251,9 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *peer)
 	int			fd;
 
 	note_resolved(transfer);
-	if (!accord_network_address(&peer->addr, &address) ||
-		!check_address(transfer, &address))
+	if (!transfer->proxied &&
+		(!accord_network_address(&peer->addr, &address) ||
+		 !check_address(transfer, &address)))
 		return CURL_SOCKET_BAD;
 	ReserveExternalFD();
 	fd = socket(peer->family, peer->socktype | SOCK_CLOEXEC, peer->protocol);
@@ -287,8 +288,9 @@ on_request(void *arg, char *peer, char *local, int peer_port, int local_port)
 	AccordAddress address;
 
 	note_resolved(transfer);
+	transfer->begun = true;
 	follow_networks();
-	if (!networks_changed)
+	if (!networks_changed || transfer->proxied)
 		return CURL_PREREQFUNC_OK;
 	if (accord_network_address_text(peer, &address) &&
 		check_address(transfer, &address))
@@ -360,6 +362,8 @@ accord_http_submit(const AccordHttpRequest *request, void *owner,
 	AccordTransfer *transfer;
 
 	*error = accord_http_check_request(request);
+	if (*error == NULL)
+		*error = accord_http_link_fault(request);
 	if (*error != NULL)
 		return false;
 	transfer = take_transfer();

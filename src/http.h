@@ -25,6 +25,21 @@ typedef enum AccordHttpAuth
 #define ACCORD_HTTP_UNRESERVED \
 	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 
+/* Certificates, as PEM; each may be NULL. */
+typedef struct AccordHttpTls
+{
+	const char *certificate;	/* to show, perhaps with its key */
+	const char *key;
+	const char *ca;				/* to trust, and no others */
+} AccordHttpTls;
+
+typedef struct AccordHttpProxy
+{
+	const char *url;
+	const char *user;			/* NULL: none */
+	const char *secret;
+} AccordHttpProxy;
+
 /* A request. Everything is copied by accord_http_submit(). */
 typedef struct AccordHttpRequest
 {
@@ -39,6 +54,8 @@ typedef struct AccordHttpRequest
 	const char *auth_secret;
 	const char **auth_lines;	/* headers that are credentials, besides */
 	int			n_auth_lines;
+	const AccordHttpTls *tls;	/* NULL: the server's own */
+	const AccordHttpProxy *proxy;	/* NULL: none */
 	bool		once;			/* must never be repeated by the HTTP library
 								 * itself: a fresh connection */
 	bool		errand;			/* delivers nothing: its owner is an errand */
@@ -104,6 +121,11 @@ extern void accord_http_drive(void);
 extern bool accord_http_submit(const AccordHttpRequest *request, void *owner,
 							   const char **error);
 
+/* Gives a request copies of these; each may be NULL. */
+extern void accord_http_copy_link(AccordHttpRequest *request,
+								  const AccordHttpTls *tls,
+								  const AccordHttpProxy *proxy);
+
 /*
  * What keeps a request from ever being sent: NULL, or a palloc'd sentence
  * fragment without a secret.
@@ -158,6 +180,13 @@ extern char *accord_http_resolve(const char *url, const char *reference,
  * takes) in a network that is refused now; for a warning at configuration.
  */
 extern bool accord_http_literal_refused(const char *url);
+
+/*
+ * Whether a proxy's URL is scheme, host and port; and whether the setting
+ * accord.allowed_proxies names it.
+ */
+extern bool accord_http_proxy_valid(const char *url);
+extern bool accord_http_proxy_allowed(const char *url);
 
 /*
  * Checks the setting accord.allowed_networks: a comma-separated list of

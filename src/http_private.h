@@ -56,6 +56,8 @@ typedef struct AccordTransfer
 	bool		hinted;			/* some of them tell of rate limits */
 	bool		named;			/* ... or give the request an id */
 	bool		truncated;		/* the body was cut off at max_response */
+	bool		proxied;		/* addresses are the proxy's, which is allowed */
+	bool		begun;			/* the request itself, not only a tunnel */
 	bool		resolved;		/* the host has an address, or all is over */
 	bool		opened;			/* a socket to an acceptable address */
 	bool		refused;		/* an address was in a refused network */
@@ -83,6 +85,15 @@ extern void accord_http_transfer_respond(AccordTransfer *transfer,
  * to be used again, and freed.
  */
 extern bool accord_http_transfer_clear(AccordTransfer *transfer);
+
+/* http_link.c */
+
+/* Sets certificates and proxy, if any; false: that failed. */
+extern bool accord_http_link_set(AccordTransfer *transfer,
+								 const AccordHttpRequest *request);
+
+/* Why it may not go by its proxy (palloc'd), or NULL. */
+extern char *accord_http_link_fault(const AccordHttpRequest *request);
 
 /* http_check.c */
 

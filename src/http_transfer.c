@@ -546,6 +546,8 @@ accord_http_transfer_prepare(AccordTransfer *transfer,
 	set_connection(transfer, request);
 	follow_certificates();
 	set_certificates(transfer);
+	if (!accord_http_link_set(transfer, request))
+		return false;
 
 	transfer->max_response = request->max_response;
 	transfer->is_delete = strcmp(request->method, "DELETE") == 0;
@@ -758,6 +760,8 @@ fill_result(AccordTransfer *transfer, AccordResult *result)
 	}
 	if (status >= 300)
 		after = find_answer_header(transfer, "Retry-After");
+	if (transfer->proxied && !transfer->begun)
+		sent = 0;				/* to the proxy alone */
 	result->transport = classify_end(transfer, sent > 0);
 	if (result->transport == ACCORD_TRANSPORT_OK)
 		result->sent = ACCORD_SENT_YES;

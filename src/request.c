@@ -414,6 +414,8 @@ accord_request_equip(AccordRequest *request, const AccordChannel *channel,
 	AccordHttpRequest *http = &request->http;
 	const AccordAuth *auth = account != NULL && account->has_auth ?
 	&account->auth : &channel->auth;
+	const AccordLink *link = account != NULL ? &account->link :
+	&channel->link;
 	AccordToken *token;
 
 	http->once = once;
@@ -423,6 +425,14 @@ accord_request_equip(AccordRequest *request, const AccordChannel *channel,
 	http->max_response = channel->max_response;
 	if (channel->compress_above >= 0)
 		accord_request_compress(request, channel->compress_above);
+	if (link->tls != NULL || link->proxy != NULL)
+		accord_http_copy_link(http, link->tls, link->proxy);
+	if (link->fault != NULL)
+	{
+		request->error = pstrdup(link->fault);
+		request->transient = true;
+		return;
+	}
 	if (auth->type == ACCORD_AUTH_NONE)
 		return;
 	token = accord_token_find(auth);

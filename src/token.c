@@ -642,6 +642,7 @@ accord_token_request(const AccordToken *token, const char *refresh,
 		request->auth_name = encoded(spec->client_id);
 		request->auth_secret = encoded(secret);
 	}
+	accord_http_copy_link(request, spec->tls, spec->proxy);
 	request->connect_timeout_ms = CONNECT_TIMEOUT;
 	request->timeout_ms = TIMEOUT;
 	request->stall_timeout_s = STALL_TIMEOUT;

@@ -7,6 +7,7 @@ outlives the test that started it.
 
   --port N         listen there (default: any free port)
   --cert, --key    speak TLS
+  --client-ca F    ... with those who show a certificate that this one signed
   --log FILE       append every request as a line of JSON, when it arrives
   --idempotent     honour Idempotency-Key (see below)
   --stay           do not end when standard input closes
@@ -716,6 +717,9 @@ async def run(args):
     if args.cert:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(args.cert, args.key)
+        if args.client_ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(args.client_ca)
     server = await loop.create_server(lambda: Connection(stub), "127.0.0.1",
                                       args.port, ssl=context, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -732,6 +736,7 @@ def main():
     parser = argparse.ArgumentParser(description="scripted HTTP server")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--cert")
+    parser.add_argument("--client-ca")
     parser.add_argument("--key")
     parser.add_argument("--log")
     parser.add_argument("--idempotent", action="store_true")

@@ -26,7 +26,7 @@ CREATE TEMPORARY VIEW function AS
 CREATE TEMPORARY TABLE expected (name text, columns text);
 INSERT INTO expected VALUES
     ('account', 'channel text not null, name text not null, base_url text, enabled boolean not null default true,
-        auth jsonb, max_in_flight integer, weight integer not null default 1, vars jsonb not null default
+        auth jsonb, tls jsonb, max_in_flight integer, weight integer not null default 1, vars jsonb not null default
         ''{}''::jsonb, description text'),
     ('archive', 'log text not null, function text not null, owner text not null default CURRENT_USER, enabled boolean not
         null default true, failures integer not null default 0, failed_at timestamptz, error text, description text'),
@@ -46,7 +46,7 @@ INSERT INTO expected VALUES
         null, key text,
         state text not null, error text, request jsonb, replay bigint'),
     ('channel', 'name text not null, base_url text not null, enabled boolean not null default true, auth jsonb not
-        null default ''{"type": "none"}''::jsonb, headers jsonb not null default ''{}''::jsonb, ordering
+        null default ''{"type": "none"}''::jsonb, tls jsonb, proxy jsonb, headers jsonb not null default ''{}''::jsonb, ordering
         text not null default ''key''::text, max_in_flight integer not null default 16, account_max_in_flight
         integer default 4, throttle_scope text not null default ''account''::text, heed_hints boolean not null default
         true, breaker_failures integer default 10, breaker_ratio real default 0.5, breaker_minimum integer not null
