@@ -148,7 +148,7 @@ SKIP:
         'unreachable|no|address 127.0.0.2 is in a refused network');
     pass('... and is judged anew when it is resolved anew');
 }
-my %other = (unix => 'unix:///tmp/x', file => 'file:///etc/passwd', gopher => "gopher://127.0.0.1:$port/", ftp => "ftp://127.0.0.1:$port/");
+my %other = (unix => 'unix:///var/run/x', file => 'file:///etc/passwd', gopher => "gopher://127.0.0.1:$port/", ftp => "ftp://127.0.0.1:$port/");
 for my $scheme (sort keys %other)
 {
     my ($status, undef, $error) = $node->psql('postgres', insert_sql('channel', name => $scheme, base_url => $other{$scheme}));
