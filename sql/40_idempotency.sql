@@ -20,7 +20,7 @@ CREATE TABLE accord.idempotency_key (
     tx_id bigint,
     event_id uuid,
     result jsonb,
-    PRIMARY KEY (scope, key, slot)
+    PRIMARY KEY (key, scope, slot)
 ) PARTITION BY LIST (slot);
 COMMENT ON TABLE accord.idempotency_key IS 'idempotency keys that were used, with a fingerprint of the content, and the result where there is one; kept for accord.idempotency_retention, or as idempotency_scope says';
 COMMENT ON COLUMN accord.idempotency_key.scope IS 'outbox for events; else the scope of accord.idempotent() or accord.once()';

@@ -228,7 +228,7 @@ CREATE TABLE accord.inbox (
     tx_id bigint,
     event uuid,
     result jsonb,
-    PRIMARY KEY (source, event_id, slot)
+    PRIMARY KEY (event_id, source, slot)
 ) PARTITION BY LIST (slot);
 COMMENT ON TABLE accord.inbox IS 'messages received, so that a repetition is recognised; kept for accord.source.retention. Messages themselves are in event_log';
 COMMENT ON COLUMN accord.inbox.event_id IS 'the message''s id at its source';

@@ -12,9 +12,10 @@
  *
  *   - Whoever wants a key looks for it, committed or not, in all slots. Where
  *     another transaction is using it, they wait for that one to end.
- *   - When it is free they lock it, look again, do their work, append the row
- *     to whatever slot is current then, and let go of the lock: from there on
- *     the row itself, uncommitted, makes the others wait.
+ *   - When it is free they lock it, look again if any key of its hash was
+ *     stored since they began to look, do their work, append the row to
+ *     whatever slot is current then, count it (shmem.c), and let go of the
+ *     lock: from there on the row itself, uncommitted, makes the others wait.
  *
  * So between looking and the row's being there the lock is held, and a session
  * holds no more than one such lock for each level of nested work, however many
@@ -30,12 +31,13 @@
  */
 #include "postgres.h"
 
+#include <openssl/evp.h>
+
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "common/cryptohash.h"
 #include "common/hashfn.h"
 #include "common/sha2.h"
 #include "executor/executor.h"
@@ -56,6 +58,7 @@
 #include "counter.h"
 #include "db.h"
 #include "keys.h"
+#include "shmem.h"
 
 /* Columns of accord.inbox and accord.idempotency_key, which are the same. */
 typedef enum KeyColumn
@@ -86,6 +89,7 @@ struct AccordKeys
 	AccordKeyStore store;
 	MemoryContext context;		/* what was current at opening */
 	SnapshotData dirty;
+	bool		looked;			/* what is empty is as old as that */
 	KeySlot		slots[ACCORD_KEY_SLOTS];
 };
 
@@ -102,18 +106,24 @@ static const struct
 void
 accord_keys_fingerprint(const char *content, size_t len, uint8 *fingerprint)
 {
-	pg_cryptohash_ctx *hash = pg_cryptohash_create(PG_SHA256);
+	static EVP_MD_CTX *context = NULL;	/* knows its algorithm */
+	const		EVP_MD *algorithm = NULL;
 
 	StaticAssertStmt(ACCORD_FINGERPRINT_LENGTH == PG_SHA256_DIGEST_LENGTH,
 					 "a fingerprint is a SHA-256");
-	if (hash == NULL || pg_cryptohash_init(hash) < 0 ||
-		pg_cryptohash_update(hash, (const uint8 *) content, len) < 0 ||
-		pg_cryptohash_final(hash, fingerprint, ACCORD_FINGERPRINT_LENGTH) < 0)
+	if (context == NULL)
+	{
+		context = EVP_MD_CTX_new();
+		algorithm = EVP_sha256();
+	}
+	if (context == NULL ||
+		EVP_DigestInit_ex(context, algorithm, NULL) != 1 ||
+		EVP_DigestUpdate(context, content, len) != 1 ||
+		EVP_DigestFinal_ex(context, fingerprint, NULL) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not compute a SHA-256 fingerprint"),
 				 errhint("Check the server's cryptographic library.")));
-	pg_cryptohash_free(hash);
 }
 
 AccordKeys *
@@ -190,8 +200,9 @@ look_into(AccordKeys *keys, int number, Datum scope, Datum key)
 
 	if (slot->heap == NULL)
 		return false;
-	ScanKeyInit(&keydata[0], KEY_SCOPE, BTEqualStrategyNumber, F_TEXTEQ, scope);
-	ScanKeyInit(&keydata[1], KEY_KEY, BTEqualStrategyNumber, F_TEXTEQ, key);
+	/* the key first: what most comparisons are decided by */
+	ScanKeyInit(&keydata[0], 1, BTEqualStrategyNumber, F_TEXTEQ, key);
+	ScanKeyInit(&keydata[1], 2, BTEqualStrategyNumber, F_TEXTEQ, scope);
 	index_rescan(slot->scan, keydata, 2, NULL, 0);
 	return index_getnext_slot(slot->scan, ForwardScanDirection, slot->row);
 }
@@ -247,6 +258,7 @@ look(AccordKeys *keys, Datum scope, Datum key, AccordKeyEntry *entry,
 {
 	int			current = current_slot(keys);
 
+	keys->looked = true;
 	for (int i = 0; i < ACCORD_KEY_SLOTS; i++)
 	{
 		int			number = (current + ACCORD_KEY_SLOTS - i) % ACCORD_KEY_SLOTS;
@@ -289,29 +301,40 @@ accord_keys_find(AccordKeys *keys, Datum scope, Datum key, bool wait,
 	}
 }
 
-/* An object of the store's table: what no SQL statement locks. */
-static void
-set_lock_tag(AccordKeys *keys, Datum scope, Datum key, LOCKTAG *tag)
+static uint64
+hash_key(Datum scope, Datum key)
 {
 	text	   *part = DatumGetTextPP(scope);
 	uint64		hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(part),
 										   VARSIZE_ANY_EXHDR(part), 0);
 
 	part = DatumGetTextPP(key);
-	hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(part),
+	return hash_bytes_extended((unsigned char *) VARDATA_ANY(part),
 							   VARSIZE_ANY_EXHDR(part), hash);
+}
+
+/* An object of the store's table: what no SQL statement locks. */
+static void
+set_lock_tag(AccordKeys *keys, uint64 hash, LOCKTAG *tag)
+{
 	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId,
 					   accord_db_relid(stores[keys->store].table),
 					   (uint32) (hash >> 32), (uint16) hash);
 }
 
-void
-accord_keys_release(AccordKeys *keys, Datum scope, Datum key)
+static void
+release_lock(AccordKeys *keys, uint64 hash)
 {
 	LOCKTAG		tag;
 
-	set_lock_tag(keys, scope, key, &tag);
+	set_lock_tag(keys, hash, &tag);
 	LockRelease(&tag, ExclusiveLock, false);
+}
+
+void
+accord_keys_release(AccordKeys *keys, Datum scope, Datum key)
+{
+	release_lock(keys, hash_key(scope, key));
 }
 
 /* A key that was used before is counted: nothing is done under it again. */
@@ -329,6 +352,9 @@ AccordKeyState
 accord_keys_claim(AccordKeys *keys, Datum scope, Datum key, bool wait,
 				  AccordKeyEntry *entry)
 {
+	uint64		hash = hash_key(scope, key);
+	uint32		stored = accord_shmem_keys_stored(hash);
+	bool		first = !keys->looked;
 	AccordKeyState state = accord_keys_find(keys, scope, key, wait, entry);
 	LOCKTAG		tag;
 
@@ -336,7 +362,7 @@ accord_keys_claim(AccordKeys *keys, Datum scope, Datum key, bool wait,
 		return count_used(keys, state);
 	PreventCommandIfReadOnly("INSERT");
 	PreventCommandDuringRecovery("INSERT");
-	set_lock_tag(keys, scope, key, &tag);
+	set_lock_tag(keys, hash, &tag);
 	switch (LockAcquire(&tag, ExclusiveLock, false, !wait))
 	{
 		case LOCKACQUIRE_NOT_AVAIL:
@@ -352,6 +378,10 @@ accord_keys_claim(AccordKeys *keys, Datum scope, Datum key, bool wait,
 		case LOCKACQUIRE_OK:
 			break;
 	}
+	/* where slots were found empty, and are not looked into any more, again */
+	if (first && accord_shmem_ready() &&
+		accord_shmem_keys_stored(hash) == stored)
+		return ACCORD_KEY_FREE;
 	forget_empty(keys);
 	state = accord_keys_find(keys, scope, key, wait, entry);
 	if (state != ACCORD_KEY_FREE)
@@ -364,6 +394,7 @@ accord_keys_store(AccordKeys *keys, Datum scope, Datum key,
 				  AccordKeyEntry *entry)
 {
 	int			slot = current_slot(keys);
+	uint64		hash = hash_key(scope, key);
 	bytea	   *fingerprint = palloc(VARHDRSZ + ACCORD_FINGERPRINT_LENGTH);
 	Datum		values[KEY_COLUMNS];
 	bool		nulls[KEY_COLUMNS] = {0};
@@ -386,5 +417,6 @@ accord_keys_store(AccordKeys *keys, Datum scope, Datum key,
 	if (keys->store == ACCORD_KEYS_INBOX)
 		accord_counter_note(ACCORD_COUNTER_RECEIVED, 1);
 	pfree(fingerprint);
-	accord_keys_release(keys, scope, key);
+	accord_shmem_key_stored(hash);
+	release_lock(keys, hash);
 }

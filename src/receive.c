@@ -95,6 +95,15 @@ add_json(AccordJsonbState *state, const char *name, Jsonb *json)
 	accord_jsonb_push(state, WJB_VALUE, accord_json_path(json, ""));
 }
 
+static void
+add_duplicate(AccordJsonbState *state)
+{
+	JsonbValue	yes = {.type = jbvBool,.val.boolean = true};
+
+	add_name(state, "duplicate");
+	accord_jsonb_push(state, WJB_VALUE, &yes);
+}
+
 static char *
 time_string(TimestampTz time)
 {
@@ -107,7 +116,8 @@ time_string(TimestampTz time)
 
 /* The result of a message that was applied as it came. */
 static Jsonb *
-plain_result(const AccordMessage *message, const AccordKeyEntry *entry)
+plain_result(const AccordMessage *message, const AccordKeyEntry *entry,
+			 bool repeated)
 {
 	AccordJsonbState state = {0};
 
@@ -119,6 +129,8 @@ plain_result(const AccordMessage *message, const AccordKeyEntry *entry)
 													   UUIDPGetDatum(&entry->event_id))));
 	if (OidIsValid(message->target))
 		add_json(&state, "applied", message->changes);
+	if (repeated)
+		add_duplicate(&state);
 	return accord_jsonb_end(&state, WJB_END_OBJECT);
 }
 
@@ -154,23 +166,19 @@ full_result(const AccordMessage *message, const AccordKeyEntry *entry,
 static Jsonb *
 repeated_result(const AccordMessage *message, const AccordKeyEntry *entry)
 {
-	Jsonb	   *result = entry->result != NULL ? entry->result :
-	plain_result(message, entry);
 	AccordJsonbState state = {0};
-	JsonbIterator *iterator = JsonbIteratorInit(&result->root);
+	JsonbIterator *iterator;
 	JsonbIteratorToken token;
 	JsonbValue	value;
 
+	if (entry->result == NULL)
+		return plain_result(message, entry, true);
+	iterator = JsonbIteratorInit(&entry->result->root);
 	/* the object as it is, with one more member before its end */
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
 		if (token == WJB_END_OBJECT)
-		{
-			JsonbValue	yes = {.type = jbvBool,.val.boolean = true};
-
-			add_name(&state, "duplicate");
-			accord_jsonb_push(&state, WJB_VALUE, &yes);
-		}
+			add_duplicate(&state);
 		accord_jsonb_push(&state, token,
 						  token < WJB_BEGIN_ARRAY ? &value : NULL);
 	}
@@ -361,7 +369,7 @@ receive_new(const AccordSource *source, AccordKeys *keys,
 		clamped_from = message->occurred_at;
 	if (applied.status == ACCORD_RECEIVED_APPLIED && applied.applied == NULL &&
 		clamped_from == 0)
-		result = plain_result(message, entry);
+		result = plain_result(message, entry, false);
 	else
 		result = entry->result = full_result(message, entry, &applied,
 											 clamped_from);

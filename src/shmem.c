@@ -1,6 +1,7 @@
 /*
  * shmem.c: what writers and readers of the log share: floors, and how far the
- * WAL of commits reaches. The rest of shared memory is in places.c.
+ * WAL of commits reaches; and how many keys were stored. The rest of shared
+ * memory is in places.c.
  *
  * Runs in every process of a server that preloads the library.
  *
@@ -55,11 +56,23 @@ typedef union CommitLsn
 	char		pad[PG_CACHE_LINE_SIZE];
 } CommitLsn;
 
+/*
+ * How many keys were stored, in all databases, by their hashes: who sees the
+ * same number twice knows that none of these was in between (keys.c).
+ */
+#define KEY_COUNTS 1024
+
+typedef struct KeyCounts
+{
+	pg_atomic_uint32 stored[KEY_COUNTS];
+} KeyCounts;
+
 static shmem_request_hook_type next_shmem_request_hook = NULL;
 static shmem_startup_hook_type next_shmem_startup_hook = NULL;
 
 static CommitLsn *commit_lsn = NULL;
 static Backend *backends = NULL;	/* MaxBackends of them */
+static KeyCounts *keys = NULL;
 static bool exit_registered = false;
 static bool stands = false;		/* this process has published a floor */
 
@@ -69,7 +82,8 @@ static void at_release(ResourceReleasePhase phase, bool is_commit,
 static Size
 floors_size(void)
 {
-	return add_size(sizeof(CommitLsn), mul_size(MaxBackends, sizeof(Backend)));
+	return add_size(sizeof(CommitLsn) + sizeof(KeyCounts),
+					mul_size(MaxBackends, sizeof(Backend)));
 }
 
 static void
@@ -95,6 +109,7 @@ start_shmem(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	commit_lsn = ShmemInitStruct("pg_accord floors", floors_size(), &found);
 	backends = (Backend *) (commit_lsn + 1);
+	keys = (KeyCounts *) (backends + MaxBackends);
 	if (!found)
 	{
 		memset(commit_lsn, 0, floors_size());
@@ -102,6 +117,8 @@ start_shmem(void)
 		pg_atomic_init_u32(&commit_lsn->unplaced, 0);
 		for (int i = 0; i < MaxBackends; i++)
 			pg_atomic_init_u64(&backends[i].own.floor, 0);
+		for (int i = 0; i < KEY_COUNTS; i++)
+			pg_atomic_init_u32(&keys->stored[i], 0);
 	}
 	accord_places_start(&GetNamedLWLockTranche("pg_accord")->lock);
 	accord_board_start();
@@ -241,4 +258,24 @@ uint32
 accord_shmem_unplaced(void)
 {
 	return pg_atomic_read_u32(&commit_lsn->unplaced);
+}
+
+uint32
+accord_shmem_keys_stored(uint64 hash)
+{
+	uint32		stored;
+
+	if (keys == NULL)
+		return 0;
+	stored = pg_atomic_read_u32(&keys->stored[hash % KEY_COUNTS]);
+	/* what is looked for from here on is there if it was counted */
+	pg_memory_barrier();
+	return stored;
+}
+
+void
+accord_shmem_key_stored(uint64 hash)
+{
+	if (keys != NULL)
+		(void) pg_atomic_fetch_add_u32(&keys->stored[hash % KEY_COUNTS], 1);
 }

@@ -181,6 +181,10 @@ extern void accord_shmem_database_dismiss(AccordDatabase *entry);
 /* Frees the entry when nothing is owed to it; whether it did. */
 extern bool accord_shmem_database_forget(AccordDatabase *entry);
 
+/* Counts a key, after its row was written; how many of this hash were. */
+extern void accord_shmem_key_stored(uint64 hash);
+extern uint32 accord_shmem_keys_stored(uint64 hash);
+
 /* For shmem.c: the size of places.c's memory; its start. */
 extern Size accord_places_size(void);
 extern void accord_places_start(LWLock *lock);
