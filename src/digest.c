@@ -8,7 +8,7 @@
  * before it, jsonb as its text (whose order of members and form of numbers
  * PostgreSQL defines), addresses and uuids as they are written, nulls marked.
  *
- *   content  0x02, version, salt, payload, before, headers
+ *   content  0x02, 'P', version, salt, payload, before, headers
  *   event    0x00, 'E', version, the other columns, content
  *   commit   0x00, 'C', version, the columns, the Merkle root of its events
  *   gap      0x00, 'G', version
@@ -133,7 +133,7 @@ accord_digest_finish(void)
 }
 
 static void
-begin_encoding(char type)
+begin_encoding(char prefix, char type)
 {
 	if (buffer.data != NULL && buffer.maxlen > BUFFER_KEPT)
 	{
@@ -148,6 +148,7 @@ begin_encoding(char type)
 		MemoryContextSwitchTo(old);
 	}
 	resetStringInfo(&buffer);
+	appendStringInfoCharMacro(&buffer, prefix);
 	appendStringInfoCharMacro(&buffer, type);
 	appendStringInfoCharMacro(&buffer, ENCODING_VERSION);
 }
@@ -310,7 +311,7 @@ void
 accord_digest_content(const Datum *values, const bool *nulls,
 					  const uint8 *salt, AccordHash *content)
 {
-	begin_encoding('P');
+	begin_encoding(PREFIX_CONTENT, 'P');
 	appendBinaryStringInfo(&buffer, (const char *) salt, ACCORD_SALT_RANDOM);
 	for (int i = 0; i < lengthof(content_columns); i++)
 	{
@@ -320,37 +321,37 @@ accord_digest_content(const Datum *values, const bool *nulls,
 		if (!nulls[column - 1])
 			put_json(values[column - 1]);
 	}
-	accord_merkle_hash(PREFIX_CONTENT, buffer.data, buffer.len, content);
+	accord_merkle_hash(buffer.data, buffer.len, content);
 }
 
 void
 accord_digest_event(const Datum *values, const bool *nulls,
 					const AccordHash *content, AccordHash *event)
 {
-	begin_encoding('E');
+	begin_encoding(ACCORD_MERKLE_LEAF, 'E');
 	put_fields(event_fields, lengthof(event_fields), values, nulls);
 	appendBinaryStringInfo(&buffer, (const char *) content->bytes,
 						   ACCORD_HASH_BYTES);
-	accord_merkle_leaf(buffer.data, buffer.len, event);
+	accord_merkle_hash(buffer.data, buffer.len, event);
 }
 
 void
 accord_digest_commit(const Datum *values, const bool *nulls,
 					 const AccordHash *events, AccordHash *commit)
 {
-	begin_encoding('C');
+	begin_encoding(ACCORD_MERKLE_LEAF, 'C');
 	put_fields(commit_fields, lengthof(commit_fields), values, nulls);
 	appendBinaryStringInfo(&buffer, (const char *) events->bytes,
 						   ACCORD_HASH_BYTES);
-	accord_merkle_leaf(buffer.data, buffer.len, commit);
+	accord_merkle_hash(buffer.data, buffer.len, commit);
 }
 
 void
 accord_digest_gap(AccordHash *gap)
 {
-	const char	data[] = {'G', ENCODING_VERSION};
+	const char	data[] = {ACCORD_MERKLE_LEAF, 'G', ENCODING_VERSION};
 
-	accord_merkle_leaf(data, sizeof(data), gap);
+	accord_merkle_hash(data, sizeof(data), gap);
 }
 
 bool

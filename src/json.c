@@ -130,7 +130,7 @@ append_string(StringInfo out, const char *string, int len)
 {
 	const char *end = string + len;
 
-	appendStringInfoChar(out, '"');
+	appendStringInfoCharMacro(out, '"');
 	while (string < end)
 	{
 		const char *plain = string;
@@ -144,7 +144,15 @@ append_string(StringInfo out, const char *string, int len)
 		if (string < end)
 			append_escaped(out, *string++);
 	}
-	appendStringInfoChar(out, '"');
+	appendStringInfoCharMacro(out, '"');
+}
+
+/* Two characters, such as what stands between members. */
+static inline void
+append_pair(StringInfo out, char first, char second)
+{
+	appendStringInfoCharMacro(out, first);
+	appendStringInfoCharMacro(out, second);
 }
 
 /*
@@ -248,19 +256,19 @@ accord_json_append(StringInfo out, Jsonb *json)
 		bool		ends = token == WJB_END_ARRAY || token == WJB_END_OBJECT;
 
 		if (!first && !ends)
-			appendStringInfoString(out, ", ");
+			append_pair(out, ',', ' ');
 		first = !ends && token != WJB_ELEM && token != WJB_VALUE;
 		if (token == WJB_BEGIN_ARRAY && value.val.array.rawScalar)
 			scalar = true;
 		else if (token == WJB_BEGIN_ARRAY || token == WJB_BEGIN_OBJECT)
-			appendStringInfoChar(out, token == WJB_BEGIN_ARRAY ? '[' : '{');
+			appendStringInfoCharMacro(out, token == WJB_BEGIN_ARRAY ? '[' : '{');
 		else if (token == WJB_KEY)
 		{
 			append_string(out, value.val.string.val, value.val.string.len);
-			appendStringInfoString(out, ": ");
+			append_pair(out, ':', ' ');
 		}
 		else if (ends && !scalar)
-			appendStringInfoChar(out, token == WJB_END_ARRAY ? ']' : '}');
+			appendStringInfoCharMacro(out, token == WJB_END_ARRAY ? ']' : '}');
 		else if (!ends)
 			append_scalar(out, &value);
 	}

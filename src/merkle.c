@@ -25,7 +25,6 @@
 
 #include "merkle.h"
 
-#define PREFIX_LEAF 0x00
 #define PREFIX_NODE 0x01
 
 StaticAssertDecl(ACCORD_HASH_BYTES == PG_SHA256_DIGEST_LENGTH,
@@ -60,12 +59,10 @@ accord_merkle_intact(void)
 
 /* Begins with the algorithm that the context has: it is looked up only once. */
 void
-accord_merkle_hash(uint8 prefix, const void *data, size_t len,
-				   AccordHash *result)
+accord_merkle_hash(const void *data, size_t len, AccordHash *result)
 {
 	if (context == NULL ||
 		EVP_DigestInit_ex(context, NULL, NULL) != 1 ||
-		EVP_DigestUpdate(context, &prefix, 1) != 1 ||
 		EVP_DigestUpdate(context, data, len) != 1 ||
 		EVP_DigestFinal_ex(context, result->bytes, NULL) != 1)
 	{
@@ -75,18 +72,15 @@ accord_merkle_hash(uint8 prefix, const void *data, size_t len,
 }
 
 void
-accord_merkle_leaf(const void *data, size_t len, AccordHash *result)
-{
-	accord_merkle_hash(PREFIX_LEAF, data, len, result);
-}
-
-void
 accord_merkle_node(const AccordHash *left, const AccordHash *right,
 				   AccordHash *result)
 {
-	AccordHash	children[2] = {*left, *right};
+	uint8		data[1 + 2 * ACCORD_HASH_BYTES];
 
-	accord_merkle_hash(PREFIX_NODE, children, sizeof(children), result);
+	data[0] = PREFIX_NODE;
+	memcpy(&data[1], left->bytes, ACCORD_HASH_BYTES);
+	memcpy(&data[1 + ACCORD_HASH_BYTES], right->bytes, ACCORD_HASH_BYTES);
+	accord_merkle_hash(data, sizeof(data), result);
 }
 
 /* As in adding one to a binary number: what is carried becomes a node. */
@@ -109,11 +103,7 @@ accord_frontier_root(const AccordFrontier *frontier, AccordHash *root)
 
 	if (frontier->size == 0)
 	{
-		/* of nothing: SHA-256 of no bytes */
-		if (context == NULL ||
-			EVP_DigestInit_ex(context, NULL, NULL) != 1 ||
-			EVP_DigestFinal_ex(context, root->bytes, NULL) != 1)
-			intact = false;
+		accord_merkle_hash("", 0, root);
 		return;
 	}
 	for (int level = 0; level < ACCORD_MERKLE_LEVELS; level++)

@@ -27,10 +27,10 @@ extern bool accord_merkle_use(struct evp_md_ctx_st *context);
 /* Whether every hash so far could be computed; one that could not is zero. */
 extern bool accord_merkle_intact(void);
 
-/* SHA-256 of one byte that says what it is, and of the data. */
-extern void accord_merkle_hash(uint8 prefix, const void *data, size_t len,
-							   AccordHash *result);
-extern void accord_merkle_leaf(const void *data, size_t len,
+/* SHA-256. What is a leaf begins with ACCORD_MERKLE_LEAF. */
+#define ACCORD_MERKLE_LEAF 0x00
+
+extern void accord_merkle_hash(const void *data, size_t len,
 							   AccordHash *result);
 extern void accord_merkle_node(const AccordHash *left, const AccordHash *right,
 							   AccordHash *result);
