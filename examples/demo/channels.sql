@@ -4,7 +4,8 @@
 INSERT INTO accord.secret (name, value) VALUES
     ('ota-token', 'demo-token'),
     ('calendar-password', 'demo-password'),
-    ('messaging-key', 'demo-key');
+    ('messaging-key', 'demo-key'),
+    ('ota-hook', 'demo-hook-secret');
 
 -- Times are short, because the show is; the defaults are made for the world outside.
 INSERT INTO accord.channel (name, base_url, auth, stall_timeout, retry_base, retry_cap, breaker_failures,
@@ -20,8 +21,23 @@ INSERT INTO accord.rate_limit (channel, amount, period, burst) VALUES ('ota', 25
 
 -- Rates are state: only the latest matters, and putting it twice does no harm. Of changes of one night that have not been
 -- sent yet only the newest is.
-INSERT INTO accord.route (channel, topic, method, path)
-    VALUES ('ota', 'rate.*', 'PUT', '/listings/{payload.listing}/rates/{payload.night}');
+INSERT INTO accord.route (channel, topic, ops, method, path) VALUES
+    ('ota', 'rate.*', '{insert,update}', 'PUT', '/listings/{payload.listing}/rates/{payload.night}'),
+    ('ota', 'rate.*', '{delete}', 'DELETE', '/listings/{before.listing}/rates/{before.night}');
+
+-- Guests book there, too. What changes is read from its feed: every five seconds, and whenever a webhook says that there is
+-- news. It becomes rows of site_booking.
+INSERT INTO accord.feed (name, channel, every, path, query, mode, paging, start, items, next_cursor, mapping) VALUES
+    ('ota/bookings', 'ota', '5 s', '/changes', '{"since": "{cursor}"}', 'cursor', 'cursor', '0', '$.changes[*]', '$.last',
+     '{"target": "public.site_booking", "key": "$.id", "changes": {"listing": "$.listing", "guest": "$.guest",
+       "arrives": "$.arrives", "leaves": "$.leaves", "status": "$.status", "version": "$.version"}}');
+INSERT INTO accord.source (name, verify, polls)
+    VALUES ('ota', '{"type": "hmac", "header": "X-Signature", "prefix": "sha256=", "secrets": ["ota-hook"]}', '{ota/bookings}');
+
+-- What it holds can be compared with what it was told: SELECT accord.reconcile('ota', repair => true).
+INSERT INTO accord.reconciliation (name, channel, path, query, paging, item_key, topic, compared, grace) VALUES
+    ('ota/rates', 'ota', '/nights', '{"page": "{page}"}', 'number', '$.id', 'rate.changed',
+     '{"price": "$.price", "available": "$.available", "version": "$.version"}', '0');
 
 -- A message is a command: it counts once. Its event's id is its Idempotency-Key, by which the service knows a repeat.
 INSERT INTO accord.route (channel, topic, path, mode)

@@ -36,6 +36,17 @@ CREATE TABLE message (
     PRIMARY KEY (booking, no)
 );
 
+-- What guests booked at the booking site; only what comes from there writes it.
+CREATE TABLE site_booking (
+    id text PRIMARY KEY,
+    listing integer NOT NULL,
+    guest text NOT NULL,
+    arrives date NOT NULL,
+    leaves date NOT NULL CHECK (leaves > arrives),
+    status text NOT NULL,
+    version integer NOT NULL
+);
+
 -- ---- what the channels are told --------------------------------------------------------------------------------------
 
 CREATE FUNCTION announce_rate() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -26,6 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 # The credentials the demo's channels are configured with (channels.sql).
 OTA_TOKEN = 'demo-token'
 MESSAGING_KEY = 'demo-key'
+HOOK_SECRET = 'demo-hook-secret'
 
 UNDONE = ('error', 'busy', 'unavailable', 'silence')
 PATIENCE = 15       # seconds a silent connection is kept at most

@@ -54,12 +54,35 @@ def check_rates(base):
     committed = {(r['listing'], r['night']) + fields_of(r) for r in database.rows('SELECT * FROM rate_history')}
     applied = {(r['listing'], r['night']): [fields_of(a) for a in r['applied']]
                for r in get(base + '/rates', 'Authorization', 'Bearer ' + stand_in.OTA_TOKEN)}
-    result = compare(wanted, {night: states[-1] for night, states in applied.items()})
+    # what is there now, page by page: whatever was put, and whatever somebody did to it there
+    now, page = {}, None
+    while page != []:
+        page = get(f"{base}/nights?page={len(now) // 100 + 1}", 'Authorization', 'Bearer ' + stand_in.OTA_TOKEN)
+        now.update({(int(n['id'].split('/')[0]), n['id'].split('/')[1]): fields_of(n) for n in page})
+        if len(page) < 100:
+            break
+    result = compare(wanted, now)
     result['disordered'] = sum(count_going_back([state[2] for state in states]) for states in applied.values())
     result['rolled back'] = sum(night + state not in committed for night, states in applied.items() for state in states)
     result['note'] = 'ota applied {:,} changes, {:,} of them once more because its answer was lost'.format(
         sum(map(len, applied.values())),
         sum(before == after for states in applied.values() for before, after in zip(states, states[1:])))
+    return result
+
+
+# ---- the booking site's own bookings: as they stand there -------------------------------------------------------------
+
+def check_site(base):
+    names = ('listing', 'guest', 'arrives', 'leaves', 'status', 'version')
+    there = {b['id']: tuple(b[name] for name in names)
+             for b in get(base + '/bookings', 'Authorization', 'Bearer ' + stand_in.OTA_TOKEN)}
+    here = {b['id']: tuple(b[name] for name in names) for b in database.rows('SELECT * FROM site_booking')}
+    result = compare(there, here)
+    counts = database.rows("""SELECT count(*) AS events, (SELECT count(*) FROM accord.inbox i JOIN accord.event_log e
+        ON e.event_id = i.event WHERE e.topic LIKE 'ota%') AS webhooks FROM accord.event_log WHERE source = 'ota'""")[0]
+    result['doubled'] = counts['events'] - counts['webhooks'] - sum(b[-1] for b in there.values())
+    result['note'] = 'ota made {:,} bookings of its own and changed them {:,} times; {:,} webhooks told of news'.format(
+        len(there), sum(b[-1] - 1 for b in there.values()), counts['webhooks'])
     return result
 
 
@@ -106,7 +129,8 @@ def check_messages(base):
 # ---- the log itself ---------------------------------------------------------------------------------------------------
 
 EVENTS = """
-SELECT (SELECT count(*) FROM accord.event_log WHERE topic NOT LIKE 'accord.%') AS events,
+SELECT (SELECT count(*) FROM accord.event_log WHERE topic NOT LIKE 'accord.%' AND source IS NULL
+           AND channels IS NULL) AS events,
        (SELECT count(*) FROM rate_history) + (SELECT coalesce(sum(revision + 1), 0) FROM booking)
            + (SELECT count(*) FROM message) AS changes,
        (SELECT count(*) FROM accord.outbox) AS owed,
@@ -127,6 +151,14 @@ def check_log():
     return counts['changes'] == counts['events'] and counts['owed'] == counts['dead'] == 0
 
 
+def check_drift():
+    """Whether what the site's people did to rates was found, and put right."""
+    runs = database.rows("SELECT drifting, repaired FROM accord.reconcile_job ORDER BY id")
+    print('reconciling found {} rates of ota that had drifted and corrected {}; afterwards {}'.format(
+        runs[0]['drifting'], runs[0]['repaired'], runs[-1]['drifting']))
+    return runs[0]['drifting'] == runs[0]['repaired'] == 36 and runs[-1]['drifting'] == 0
+
+
 def print_attempts():
     attempts = collections.defaultdict(list)
     for row in database.rows(ATTEMPTS):
@@ -138,7 +170,7 @@ def print_attempts():
 
 def main():
     ota, calendar, messaging = sys.argv[1:4]
-    results = {'ota': check_rates(ota), 'calendar': check_bookings(calendar), 'messaging': check_messages(messaging)}
+    results = {'ota': check_rates(ota), 'from ota': check_site(ota), 'calendar': check_bookings(calendar), 'messaging': check_messages(messaging)}
     print('{:<10} {:>12} {:>15}'.format('channel', 'in database', 'at the channel')
           + ''.join(f'{name:>13}' for name in COUNTS))
     for channel, result in results.items():
@@ -148,7 +180,7 @@ def main():
     for result in results.values():
         print(result['note'])
     print_attempts()
-    same = check_log()
+    same = check_log() & check_drift()
     if any(result.get(name, 0) for result in results.values() for name in COUNTS) or not same:
         print('\nFAILED: the channels do not hold what the database holds')
         return 1
