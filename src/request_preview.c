@@ -110,13 +110,17 @@ find_account(Preview *preview, AccordConfig *config, TupleTableSlot *row,
 static Jsonb *
 find_frozen(const Preview *preview)
 {
+	Jsonb	   *kept;
+
 	if (!preview->route->command || preview->route->body_function == NULL ||
 		preview->seq == 0)
 		return NULL;
-	return accord_backlog_request(preview->channel->name,
+	kept = accord_backlog_request(preview->channel->name,
 								  preview->account ?
 								  preview->account->name : "",
 								  preview->seq, preview->ord, 0);
+	return kept != NULL && accord_json_member(kept, "url") != NULL ? kept :
+		NULL;
 }
 
 static void
