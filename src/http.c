@@ -2,7 +2,8 @@
  * http.c: HTTP requests, many at once.
  *
  * Runs in dispatchers. Together with http_transfer.c (one request and its
- * answer) and http_check.c (what keeps a request from being made) this is
+ * answer), http_answer.c (what came of it), http_link.c (certificates and
+ * proxies) and http_check.c (what keeps a request from being made) this is
  * all that knows curl.
  *
  * Transfers are pooled. What is submitted is given to curl when it is driven

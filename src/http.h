@@ -3,7 +3,7 @@
  *
  * Layer 2: HTTP requests, many at once, through libcurl's multi interface.
  * Runs in dispatchers; the checks at the end may run in any backend. Only
- * http.c and its parts, http_transfer.c and http_check.c, know curl.
+ * http.c and its parts, http_*.c, know curl.
  */
 #ifndef ACCORD_HTTP_H
 #define ACCORD_HTTP_H

@@ -1,7 +1,7 @@
 /*
- * http_private.h: what http.c, http_transfer.c and http_check.c share
+ * http_private.h: what http.c and its parts, http_*.c, share
  *
- * Layer 2. Included by those three only.
+ * Layer 2. Included by those only.
  */
 #ifndef ACCORD_HTTP_PRIVATE_H
 #define ACCORD_HTTP_PRIVATE_H
@@ -10,6 +10,9 @@
 
 #include "http.h"
 #include "network.h"
+
+/* Of an answer, all lines together. */
+#define ACCORD_HTTP_HEADER_BYTES (64 * 1024)
 
 /* malloc'd, since curl's callbacks fill it */
 typedef struct AccordBuffer
@@ -76,15 +79,17 @@ extern AccordTransfer *accord_http_transfer_create(void);
 extern bool accord_http_transfer_prepare(AccordTransfer *transfer,
 										 const AccordHttpRequest *request);
 
-/* Says what came of it, once code, ended and owner are set. */
-extern void accord_http_transfer_respond(AccordTransfer *transfer,
-										 AccordHttpResponse *response);
-
 /*
  * Forgets request and response, and large buffers' memory. False: it is not
  * to be used again, and freed.
  */
 extern bool accord_http_transfer_clear(AccordTransfer *transfer);
+
+/* http_answer.c */
+
+/* Says what came of it, once code, ended and owner are set. */
+extern void accord_http_transfer_respond(AccordTransfer *transfer,
+										 AccordHttpResponse *response);
 
 /* http_link.c */
 
