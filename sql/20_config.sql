@@ -77,7 +77,7 @@ CREATE TABLE accord.route (
     content_type text,
     mode text NOT NULL DEFAULT 'state' CHECK (mode IN ('state', 'command')),
     body_function text,
-    ambiguous text NOT NULL DEFAULT 'hold' CHECK (ambiguous IN ('hold', 'retry')),
+    ambiguous text NOT NULL DEFAULT 'hold' CHECK (ambiguous IN ('hold', 'retry', 'verify')),
     coalesce text DEFAULT '{key}',
     quiet interval CHECK (quiet BETWEEN interval '1 ms' AND interval '31 days'),
     quiet_max interval CHECK (quiet_max BETWEEN interval '1 ms' AND interval '31 days'),
@@ -93,6 +93,15 @@ CREATE TABLE accord.route (
     batch_item_status text,
     batch_item_error text,
     when_dead text NOT NULL DEFAULT 'continue' CHECK (when_dead IN ('continue', 'hold')),
+    remote text CHECK (remote ~ '^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$'),
+    remote_key text NOT NULL DEFAULT '{key}',
+    remote_when text NOT NULL DEFAULT 'any' CHECK (remote_when IN ('any', 'known', 'unknown')),
+    remote_id text,
+    remote_version text,
+    remote_etag text,
+    needs jsonb,
+    lookup jsonb,
+    poll jsonb,
     owner text NOT NULL DEFAULT CURRENT_USER,
     description text,
     CONSTRAINT batch_only_in_state_mode_and_without_skip_unchanged
@@ -101,6 +110,8 @@ CREATE TABLE accord.route (
         CHECK (batch_size = 1 OR batch_function IS NOT NULL OR body IN ('json', 'cloudevents')),
     CONSTRAINT only_xml_has_a_root CHECK (body_root IS NULL OR body = 'xml'),
     CONSTRAINT batch_item_paths_need_batch_items CHECK (batch_items IS NOT NULL OR (batch_item_id IS NULL AND batch_item_status IS NULL AND batch_item_error IS NULL)),
+    CONSTRAINT remote_columns_need_remote CHECK (remote IS NOT NULL OR (remote_when = 'any' AND remote_id IS NULL AND remote_version IS NULL AND remote_etag IS NULL)),
+    CONSTRAINT verify_needs_lookup CHECK (ambiguous <> 'verify' OR lookup IS NOT NULL),
     CONSTRAINT quiet_within_quiet_max CHECK (quiet_max >= quiet),
     CONSTRAINT quiet_max_needs_quiet CHECK (quiet IS NOT NULL OR quiet_max IS NULL)
 );
@@ -209,7 +220,11 @@ COMMENT ON CONSTRAINT route_form_arrays_check ON accord.route IS 'Use index (a[0
 COMMENT ON CONSTRAINT batches_are_json_or_cloudevents ON accord.route IS 'Give a batch_function, body json or cloudevents, or a batch_size of 1.';
 COMMENT ON CONSTRAINT only_xml_has_a_root ON accord.route IS 'Set body to xml, too, or body_root to null.';
 COMMENT ON CONSTRAINT route_mode_check ON accord.route IS 'Use state or command.';
-COMMENT ON CONSTRAINT route_ambiguous_check ON accord.route IS 'Use hold or retry.';
+COMMENT ON CONSTRAINT route_ambiguous_check ON accord.route IS 'Use hold, retry or verify.';
+COMMENT ON CONSTRAINT route_remote_check ON accord.route IS 'Give the kind of thing that the route is about, such as access_code: at most 63 letters, digits, "_", "-" and "."';
+COMMENT ON CONSTRAINT route_remote_when_check ON accord.route IS 'Use any, known or unknown.';
+COMMENT ON CONSTRAINT remote_columns_need_remote ON accord.route IS 'Set remote, too: the kind of thing whose id, version or etag is kept.';
+COMMENT ON CONSTRAINT verify_needs_lookup ON accord.route IS 'Give lookup, too: the request that tells whether it was done.';
 COMMENT ON CONSTRAINT route_when_dead_check ON accord.route IS 'Use continue or hold.';
 COMMENT ON CONSTRAINT batch_only_in_state_mode_and_without_skip_unchanged ON accord.route IS 'With a batch_size above 1, set mode to state and skip_unchanged to false.';
 COMMENT ON CONSTRAINT batch_item_paths_need_batch_items ON accord.route IS 'Set batch_items, too: where in the answer the results are; empty: all of it.';
@@ -279,7 +294,7 @@ COMMENT ON COLUMN accord.route.form_arrays IS 'how a form names the elements of 
 COMMENT ON COLUMN accord.route.content_type IS 'of the body; null: what body says';
 COMMENT ON COLUMN accord.route.mode IS 'state: only the latest matters, repeated freely; command: every one counts once';
 COMMENT ON COLUMN accord.route.body_function IS 'FUNCTION f(accord.event_log) RETURNS accord.http_request; null: the body is the payload';
-COMMENT ON COLUMN accord.route.ambiguous IS 'of a command sent without an answer: hold (a person decides) or retry';
+COMMENT ON COLUMN accord.route.ambiguous IS 'of a command sent without an answer: hold (a person decides), retry, or verify (the route''s lookup tells whether it was done)';
 COMMENT ON COLUMN accord.route.coalesce IS 'of a route in state mode: a template; of unsent events for which it comes to the same only the newest is sent. Null: all are';
 COMMENT ON COLUMN accord.route.quiet IS 'sent once no newer event has come for so long';
 COMMENT ON COLUMN accord.route.quiet_max IS '... but at the latest so long after the first; null: no latest time';
@@ -295,6 +310,15 @@ COMMENT ON COLUMN accord.route.batch_item_id IS 'path in a result to that name; 
 COMMENT ON COLUMN accord.route.batch_item_status IS 'path in a result to an HTTP status';
 COMMENT ON COLUMN accord.route.batch_item_error IS 'path in a result to an error: an item that has one is rejected';
 COMMENT ON COLUMN accord.route.when_dead IS 'of a delivery that is given up: continue (a dead letter; the key goes on) or hold (the key waits until a person decides)';
+COMMENT ON COLUMN accord.route.remote IS 'the kind of thing that its events are about: what the channel calls each of them is kept in accord.remote_id under this kind. Null: nothing is kept';
+COMMENT ON COLUMN accord.route.remote_key IS 'a template: which one of its kind';
+COMMENT ON COLUMN accord.route.remote_when IS 'takes an event only while the channel''s id of it is known, or unknown; any: always';
+COMMENT ON COLUMN accord.route.remote_id IS 'where an answer tells the id: a jsonpath, which begins with $, or a header; of Location the last part';
+COMMENT ON COLUMN accord.route.remote_version IS 'where an answer tells the version: a jsonpath or a header';
+COMMENT ON COLUMN accord.route.remote_etag IS 'where an answer tells the entity tag: a jsonpath or a header, such as ETag';
+COMMENT ON COLUMN accord.route.needs IS 'an object: kinds, and templates of keys; sent once the channel''s ids of all of these are known';
+COMMENT ON COLUMN accord.route.lookup IS 'a request that tells whether the channel has it: {"method", "path", "body", "id", "version", "etag"}';
+COMMENT ON COLUMN accord.route.poll IS 'how it is found out what became of an accepted request: {"path", "location", "method", "every", "deadline"}';
 COMMENT ON COLUMN accord.route.owner IS 'the role its body function runs as';
 COMMENT ON TABLE accord.secret IS 'values that auth names; sealed where accord.secret_key_file is set, and only then dumped';
 COMMENT ON COLUMN accord.secret.value IS 'one line; stored sealed under the name of its row; may be set and replaced, not read';

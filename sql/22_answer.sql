@@ -20,7 +20,7 @@ CREATE TABLE accord.rule (
         CHECK (transport IN ('answered', 'unreachable', 'refused', 'timeout', 'stalled', 'cut_off', 'garbage')),
     item boolean NOT NULL DEFAULT false,
     outcome text NOT NULL
-        CHECK (outcome IN ('delivered', 'duplicate', 'retry', 'retry_after', 'unclear', 'rejected', 'unauthorized', 'per_item')),
+        CHECK (outcome IN ('delivered', 'duplicate', 'gone', 'accepted', 'conflict', 'retry', 'retry_after', 'unclear', 'rejected', 'unauthorized', 'per_item')),
     pause interval CHECK (pause BETWEEN interval '1 ms' AND interval '31 days'),
     error jsonpath,
     description text,
@@ -33,7 +33,7 @@ CREATE TABLE accord.rule (
 CREATE INDEX rule_channel ON accord.rule (channel, route);
 
 COMMENT ON CONSTRAINT rule_transport_check ON accord.rule IS 'Use answered, unreachable, refused, timeout, stalled, cut_off or garbage.';
-COMMENT ON CONSTRAINT rule_outcome_check ON accord.rule IS 'Use delivered, duplicate, retry, retry_after, unclear, rejected, unauthorized or per_item.';
+COMMENT ON CONSTRAINT rule_outcome_check ON accord.rule IS 'Use delivered, duplicate, gone, accepted, conflict, retry, retry_after, unclear, rejected, unauthorized or per_item.';
 COMMENT ON CONSTRAINT pause_only_of_what_is_tried_again ON accord.rule IS 'Give a pause with outcome retry or retry_after only.';
 COMMENT ON CONSTRAINT answers_only_have_status_headers_and_body ON accord.rule IS 'Without an answer there is no status, header, body, error or item: leave them out, or set transport to answered.';
 COMMENT ON CONSTRAINT items_are_not_divided_again ON accord.rule IS 'Set item to false: per_item is about the answer to a whole batch.';
@@ -48,7 +48,7 @@ COMMENT ON COLUMN accord.rule.headers IS 'an object: headers of the answer, and 
 COMMENT ON COLUMN accord.rule.body IS 'a jsonpath that finds something in the answer''s body, neither null nor false; null: any body';
 COMMENT ON COLUMN accord.rule.transport IS 'how the request ended: answered, unreachable, refused, timeout, stalled, cut_off or garbage';
 COMMENT ON COLUMN accord.rule.item IS 'true: it is about the result of one event of a batch, in which body and error are looked for';
-COMMENT ON COLUMN accord.rule.outcome IS 'what it means: delivered, duplicate (done before), retry, retry_after (all of the account wait), unclear (done, or not), rejected, unauthorized, or per_item (of a batch: see its results)';
+COMMENT ON COLUMN accord.rule.outcome IS 'what it means: delivered, duplicate (done before), gone (not there any more), accepted (taken, not done yet), conflict (there already, or of another version: the route''s lookup tells), retry, retry_after (all of the account wait), unclear (done, or not), rejected, unauthorized, or per_item (of a batch: see its results)';
 COMMENT ON COLUMN accord.rule.pause IS 'of retry and retry_after: not before that';
 COMMENT ON COLUMN accord.rule.error IS 'a jsonpath: what of the body is told as the error';
 
@@ -56,3 +56,46 @@ CREATE TRIGGER config_check BEFORE INSERT OR UPDATE ON accord.rule FOR EACH ROW 
 CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON accord.rule FOR EACH STATEMENT EXECUTE FUNCTION accord.config_changed();
 ALTER TABLE accord.rule ENABLE ALWAYS TRIGGER config_check;
 ALTER TABLE accord.rule ENABLE ALWAYS TRIGGER config_changed;
+
+-- remote_id: what a channel calls our things.
+--   account    the account; empty: the channel itself
+--   kind, key  route.remote, and what route.remote_key came to
+--   id         the channel's id; null where it is the key
+--   version    what its last answer said of the version, for compare-and-set; etag: its entity tag, for If-Match
+-- A row is written when an answer says something new, in the transaction that settles the delivery, and deleted with the
+-- thing: each key has its own few versions, so a held snapshot slows down nobody else's. No foreign key: what the channel
+-- has outlives its configuration here.
+CREATE TABLE accord.remote_id (
+    channel text COLLATE "C" NOT NULL,
+    account text COLLATE "C" NOT NULL DEFAULT '',
+    kind text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    id text,
+    version text,
+    etag text,
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (channel, account, kind, key)
+) WITH (fillfactor = 80);
+CREATE INDEX remote_id_id ON accord.remote_id (channel, id);
+
+COMMENT ON TABLE accord.remote_id IS 'what channels call our things: id, version and etag of each, mined from their answers; rows may be given and mended by hand';
+COMMENT ON COLUMN accord.remote_id.account IS 'the account; empty: the channel itself';
+COMMENT ON COLUMN accord.remote_id.kind IS 'route.remote';
+COMMENT ON COLUMN accord.remote_id.key IS 'which one of its kind: route.remote_key, the event''s key by default';
+COMMENT ON COLUMN accord.remote_id.id IS 'the channel''s id; null: it is the key';
+
+-- Who waits for an id that somebody gives by hand goes on at that commit.
+CREATE FUNCTION accord.remote_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'accord_remote_changed';
+COMMENT ON FUNCTION accord.remote_changed() IS 'trigger: lets deliveries go on that wait for an id';
+CREATE TRIGGER remote_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON accord.remote_id
+    FOR EACH STATEMENT EXECUTE FUNCTION accord.remote_changed();
+ALTER TABLE accord.remote_id ENABLE ALWAYS TRIGGER remote_changed;
+
+CREATE FUNCTION accord.remote(channel text, kind text, key text, account text DEFAULT NULL) RETURNS accord.remote_id
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT r.* FROM accord.remote_id r
+    WHERE r.channel = remote.channel AND r.account = coalesce(remote.account, '') AND r.kind = remote.kind
+      AND r.key = remote.key
+$$;
+COMMENT ON FUNCTION accord.remote(text, text, text, text) IS 'what a channel calls one of our things: a row of accord.remote_id, for body functions; null when it is not known';

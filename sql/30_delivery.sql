@@ -47,7 +47,8 @@ CREATE TABLE accord.attempt_log (
 --   owed_since     when it was committed, due for the first time, or replayed: what max_age counts from
 --   attempted_at   its first attempt; due_at: not to be tried before
 --   decided_by     the commit number of the redeliver() or discard() that brought it here
---   request        of a command: the request as first made, to be repeated to the letter
+--   request        of a command: the request as first made, to be repeated to the letter; of what was accepted: how to ask what
+--                  became of it
 --   replay         the replay that it is a part of
 -- Appended, never updated: a row updated for every retry decays under a held snapshot.
 CREATE TABLE accord.backlog_log (
@@ -68,7 +69,7 @@ CREATE TABLE accord.backlog_log (
     channel text NOT NULL,
     account text NOT NULL,
     key text,
-    state text NOT NULL CHECK (state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead', 'delivered', 'skipped', 'superseded', 'expired', 'discarded')),
+    state text NOT NULL CHECK (state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'accepted', 'verifying', 'held', 'dead', 'delivered', 'skipped', 'superseded', 'expired', 'discarded')),
     error text,
     request jsonb,
     replay bigint
@@ -173,7 +174,7 @@ END
 $$;
 
 COMMENT ON TABLE accord.attempt_log IS 'one row per attempt, and per event settled without one; accord.attempt joins it with the events';
-COMMENT ON COLUMN accord.attempt_log.outcome IS 'delivered, retry, retry_after, rejected, unauthorized, unreachable, timeout, stalled, cut_off, invalid, skipped, superseded, expired, discarded or lost';
+COMMENT ON COLUMN accord.attempt_log.outcome IS 'delivered, accepted, conflict, retry, retry_after, rejected, unauthorized, unreachable, timeout, stalled, cut_off, unclear, invalid, skipped, superseded, expired, discarded or lost';
 COMMENT ON COLUMN accord.attempt_log.sent IS 'no: nothing left, safe to repeat; unknown: sent, no complete answer; yes: answered';
 COMMENT ON COLUMN accord.attempt_log.response IS 'the beginning of an answer that was not a success';
 COMMENT ON COLUMN accord.attempt_log.rule IS 'the row of accord.rule that decided; null: a built-in rule';

@@ -1,14 +1,14 @@
 -- outbox: the insertable face of the log.
 
 -- What is still owed, one row per delivery: from the log beyond what dispatchers have settled, and from the backlog.
---   state   queued (not tried yet), or the backlog's: scheduled, waiting, sending, retrying, replayed, held
+--   state   queued (not tried yet), or the backlog's: scheduled, waiting, sending, retrying, replayed, accepted, verifying, held
 CREATE FUNCTION accord.owed(
     OUT seq bigint, OUT tx_id bigint, OUT ord integer, OUT event_slot smallint, OUT committed_at timestamptz,
     OUT channel text, OUT account text, OUT state text, OUT attempts integer, OUT due_at timestamptz, OUT error text)
     RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'accord_owed';
-COMMENT ON FUNCTION accord.owed() IS 'every delivery still owed to a channel, with its state: queued, scheduled, waiting, sending, retrying, replayed or held';
+COMMENT ON FUNCTION accord.owed() IS 'every delivery still owed to a channel, with its state: queued, scheduled, waiting, sending, retrying, replayed, accepted, verifying or held';
 
 -- Columns as in event_log; what the author does not know is left out of INSERT and comes back by RETURNING.
 CREATE VIEW accord.outbox AS

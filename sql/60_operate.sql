@@ -8,8 +8,8 @@ CREATE VIEW accord.backlog AS
     FROM (SELECT DISTINCT ON (l.channel, l.account, l.seq, l.ord) l.*
           FROM accord.backlog_log l
           ORDER BY l.channel, l.account, l.seq, l.ord, l.version DESC) b
-    WHERE b.state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead');
-COMMENT ON VIEW accord.backlog IS 'deliveries that are exceptions, as they stand: scheduled, waiting, sending, retrying, replayed, held or dead';
+    WHERE b.state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'accepted', 'verifying', 'held', 'dead');
+COMMENT ON VIEW accord.backlog IS 'deliveries that are exceptions, as they stand: scheduled, waiting, sending, retrying, replayed, accepted, verifying, held or dead';
 
 CREATE VIEW accord.dead_letter AS
     SELECT e.event_id, b.channel, b.account, e.topic, e.key, e.op, b.attempts, b.error, b.since AS died_at,
@@ -62,10 +62,10 @@ COMMENT ON FUNCTION accord.select_deliveries(text, text, text, text, text, text,
 CREATE FUNCTION accord.check_state(state text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF state IS NULL OR state NOT IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead') THEN
+    IF state IS NULL OR state NOT IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'accepted', 'verifying', 'held', 'dead') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('no delivery in the backlog is in state "%s"', state),
-            HINT = 'Give one of scheduled, waiting, sending, retrying, replayed, held, dead.';
+            HINT = 'Give one of scheduled, waiting, sending, retrying, replayed, accepted, verifying, held, dead.';
     END IF;
 END
 $$;

@@ -330,7 +330,7 @@ BEGIN
                                           AND r.ord = o.ord AND r.request IS NOT NULL
                                           AND r.replay IS NOT DISTINCT FROM o.replay LIMIT 1)), o.replay
             FROM accord.backlog_log_%2$s o
-            WHERE (o.state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'held', 'dead') OR o.seq > %3$s)
+            WHERE (o.state IN ('scheduled', 'waiting', 'sending', 'retrying', 'replayed', 'accepted', 'verifying', 'held', 'dead') OR o.seq > %3$s)
               AND NOT EXISTS (SELECT FROM accord.backlog_log n
                               WHERE n.channel = o.channel AND n.account = o.account AND n.seq = o.seq AND n.ord = o.ord
                                 AND (n.version > o.version OR n.version = o.version AND n.slot <> o.slot))

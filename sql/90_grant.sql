@@ -33,6 +33,9 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.owed(), accord.expand(text, jsonb), accord.encode_form(jsonb, text), accord.encode_xml(jsonb, text), '
                    'accord.receive(text, text, text, text, jsonb, timestamptz, numeric, text, regclass, text, jsonb), '
                    'accord.receive_batch(text, jsonb) TO %s', role);
+    -- a channel's callback arrives at the application
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.confirm(uuid, text, text, text), accord.confirm(text, text, text), '
+                   'accord.remote(text, text, text, text) TO %s', role);
     -- those two look at the table's owner; what accord.once() runs is run as the caller
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.idempotent(regclass, text[], interval, text, text[]), '
                    'accord.not_idempotent(regclass), accord.once(text, text, jsonb, text, boolean) TO %s', role);
@@ -69,7 +72,8 @@ BEGIN
                    'accord.read(bigint, integer), '
                    'accord.expand(text, jsonb), accord.encode_form(jsonb, text), accord.encode_xml(jsonb, text), '
                    'accord.preview(uuid, text, text) TO %s', role);
-    EXECUTE format('GRANT SELECT ON accord.rule TO %s', role);
+    EXECUTE format('GRANT SELECT ON accord.rule, accord.remote_id TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION accord.remote(text, text, text, text) TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.endpoint_counters(text, text), accord.database_counters(), '
                    'accord.latency_bounds() TO %s', role);
     EXECUTE (SELECT format('GRANT EXECUTE ON FUNCTION %s TO %s', string_agg(p.oid::regprocedure::text, ', '), role)
@@ -117,7 +121,7 @@ BEGIN
                    'accord.replay(text, timestamptz, timestamptz, text, text, text, text, text[], regclass, double precision, text), '
                    'accord.replay(text, bigint, bigint, text, text, text, text, text[], regclass, double precision, text) TO %s', role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.channel, accord.account, accord.route, accord.rate_limit, accord.consumer TO %s', role);
-    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.rule TO %s', role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON accord.rule, accord.remote_id TO %s', role);
     EXECUTE format('GRANT USAGE ON SEQUENCE accord.rule_id_seq TO %s', role);
     EXECUTE format('GRANT INSERT (log, function, owner, enabled, description), UPDATE (log, function, owner, enabled, '
                    'description), DELETE ON accord.archive TO %s', role);

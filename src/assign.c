@@ -181,7 +181,8 @@ accord_assign_route(AccordDelivery *delivery, AccordChannel **channel,
 	if (connection->account[0] != '\0' && *account == NULL &&
 		(*channel)->has_accounts)
 		return false;
-	*route = accord_config_route(*channel, delivery->route);
+	*route = accord_config_route(*channel, delivery->chosen != 0 ?
+								 delivery->chosen : delivery->route);
 	if (*route == NULL && delivery->event != NULL)
 	{
 		char	   *topic = accord_request_text(delivery->event,

@@ -36,6 +36,8 @@ static const char *const state_words[] = {
 	[ACCORD_STATE_SENDING] = "sending",
 	[ACCORD_STATE_RETRYING] = "retrying",
 	[ACCORD_STATE_REPLAYED] = "replayed",
+	[ACCORD_STATE_ACCEPTED] = "accepted",
+	[ACCORD_STATE_VERIFYING] = "verifying",
 	[ACCORD_STATE_HELD] = "held",
 	[ACCORD_STATE_DEAD] = "dead",
 	[ACCORD_STATE_DELIVERED] = "delivered",
@@ -401,14 +403,14 @@ accord_backlog_load(const char *channel, const char *account,
 	"(channel, account, seq, ord) * FROM accord.backlog_log "
 	"ORDER BY channel, account, seq, ord, version DESC) AS latest "
 	"WHERE state IN ('scheduled', 'waiting', 'sending', 'retrying', "
-	"'replayed', 'held') "
+	"'replayed', 'accepted', 'verifying', 'held') "
 	"ORDER BY seq, ord";
 	static const char *const one =
 	"SELECT " BACKLOG_COLUMNS " FROM (SELECT DISTINCT ON (seq, ord) * "
 	"FROM accord.backlog_log WHERE channel = $1 AND account = $2 "
 	"AND (seq, ord) > ($3, $4) ORDER BY seq, ord, version DESC) AS latest "
 	"WHERE state IN ('scheduled', 'waiting', 'sending', 'retrying', "
-	"'replayed', 'held')";
+	"'replayed', 'accepted', 'verifying', 'held')";
 	Oid			types[] = {TEXTOID, TEXTOID, INT8OID, INT4OID};
 	Datum		values[4] = {0};
 	Portal		portal;

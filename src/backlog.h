@@ -22,6 +22,10 @@ typedef enum AccordState
 	ACCORD_STATE_RETRYING,		/* next: SENDING, RETRYING, HELD, DEAD, a
 								 * closed one */
 	ACCORD_STATE_REPLAYED,		/* by redeliver(); next: as RETRYING */
+	ACCORD_STATE_ACCEPTED,		/* the channel is asked what became of it;
+								 * next: any but SCHEDULED, WAITING */
+	ACCORD_STATE_VERIFYING,		/* the channel is asked whether it has it;
+								 * next: as ACCEPTED */
 	ACCORD_STATE_HELD,			/* next: REPLAYED, DISCARDED */
 	ACCORD_STATE_DEAD,			/* next: REPLAYED, DISCARDED */
 	ACCORD_STATE_DELIVERED,		/* closed; next: REPLAYED */

@@ -26,6 +26,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "answer.h"
 #include "batch.h"
 #include "delivery.h"
 #include "flow.h"
@@ -335,8 +336,8 @@ judge_result(JsonbValue *result, const AccordRoute *route,
 
 /* Each member by its own result. */
 static void
-respond_by_item(AccordBatch *batch, const AccordRoute *route,
-				const AccordAccount *account,
+respond_by_item(AccordDesk *desk, AccordBatch *batch,
+				const AccordRoute *route, const AccordAccount *account,
 				const AccordHttpResponse *response, TimestampTz now)
 {
 	Jsonb	   *answer = accord_judge_json(response);
@@ -351,7 +352,9 @@ respond_by_item(AccordBatch *batch, const AccordRoute *route,
 		JsonbValue *result = find_result(items, route, i, name);
 		AccordJudgement judgement = judge_result(result, route, response);
 
-		accord_settle_judged(delivery, response, &judgement, now);
+		accord_answer_settle(desk, delivery, route, account, response,
+							 &judgement, result ? JsonbValueToJsonb(result) :
+							 NULL, now);
 	}
 }
 
@@ -389,7 +392,7 @@ accord_batch_respond(AccordDesk *desk, AccordBatch *batch,
 	if (judgement.per_item && !by_item)
 		judgement = accord_judge_plain(response);
 	if (judgement.outcome == ACCORD_OUTCOME_DELIVERED && by_item)
-		respond_by_item(batch, route, account, response, now);
+		respond_by_item(desk, batch, route, account, response, now);
 	accord_settle_together(true);
 	while ((delivery = pop_member(batch)) != NULL)
 	{
@@ -399,8 +402,15 @@ accord_batch_respond(AccordDesk *desk, AccordBatch *batch,
 		else if (is_suspect(delivery, response, &judgement, n))
 			accord_settle_divided(delivery, response, &judgement, (n + 1) / 2,
 								  now);
-		else
+		else if (route == NULL)
 			accord_settle_judged(delivery, response, &judgement, now);
+		else
+		{
+			AccordJudgement own = judgement;
+
+			accord_answer_settle(desk, delivery, route, account, response,
+								 &own, NULL, now);
+		}
 	}
 	accord_settle_together(false);
 	accord_batch_free(batch);

@@ -583,6 +583,35 @@ load_body(AccordRoute *route, int row)
 		 accord_encode_holds_key(route->body));
 }
 
+/* What the channel calls things, and how it is asked about them. */
+static void
+load_remote(AccordRoute *route, int row)
+{
+	char	   *when = column_text(row, "remote_when");
+	Jsonb	   *needs = column_json(row, "needs");
+	Jsonb	   *lookup = column_json(row, "lookup");
+	Jsonb	   *poll = column_json(row, "poll");
+
+	route->remote = column_text(row, "remote");
+	route->remote_key = column_text(row, "remote_key");
+	route->remote_when = strcmp(when, "known") == 0 ? ACCORD_REMOTE_KNOWN :
+		strcmp(when, "unknown") == 0 ? ACCORD_REMOTE_UNKNOWN :
+		ACCORD_REMOTE_ANY;
+	route->remote_id = accord_config_mine("remote_id",
+										  column_text(row, "remote_id"));
+	route->remote_version = accord_config_mine("remote_version",
+											   column_text(row,
+														   "remote_version"));
+	route->remote_etag = accord_config_mine("remote_etag",
+											column_text(row, "remote_etag"));
+	if (needs != NULL)
+		route->needs = accord_config_needs(needs, &route->n_needs);
+	if (lookup != NULL)
+		route->lookup = accord_config_lookup(lookup);
+	if (poll != NULL)
+		route->poll = accord_config_poll(poll);
+}
+
 static void
 load_routes(AccordConfig *config)
 {
@@ -612,6 +641,7 @@ load_routes(AccordConfig *config)
 		route->command = strcmp(column_text(i, "mode"), "command") == 0;
 		route->ambiguous_retry =
 			strcmp(column_text(i, "ambiguous"), "retry") == 0;
+		route->verify = strcmp(column_text(i, "ambiguous"), "verify") == 0;
 		route->hold_dead =
 			strcmp(column_text(i, "when_dead"), "hold") == 0;
 		route->coalesce = column_text(i, "coalesce");
@@ -619,6 +649,9 @@ load_routes(AccordConfig *config)
 		route->quiet_max_ms = column_ms(i, "quiet_max");
 		route->skip_unchanged = column_bool(i, "skip_unchanged");
 		load_batch(route, i);
+		load_remote(route, i);
+		channel->remembers |= route->remote != NULL || route->n_needs > 0 ||
+			route->lookup != NULL || route->poll != NULL;
 		route->body_function = column_text(i, "body_function");
 		route->owner = get_role_oid(column_text(i, "owner"), true);
 		if (route->body_function != NULL)
@@ -832,6 +865,9 @@ load_config(AccordConfig *config)
 	load_limits(config);
 	load_rules(config);
 	load_pauses(config);
+	for (int i = 0; i < config->n_channels; i++)
+		config->channels[i]->judges = config->channels[i]->remembers ||
+			config->channels[i]->n_rules > 0;
 	SPI_finish();
 	n_stored = 0;
 	MemoryContextDelete(secrets);
@@ -945,6 +981,15 @@ accord_config_topic_reserved(const char *topic)
 }
 
 /* Our own topics are sent to those who name them, not by a star. */
+bool
+accord_config_takes(const AccordRoute *route, const char *topic, AccordOp op)
+{
+	return (route->ops == 0 || (route->ops & (1U << op)) != 0) &&
+		accord_config_topic_reserved(route->topic) ==
+		accord_config_topic_reserved(topic) &&
+		accord_config_topic_match(route->topic, topic);
+}
+
 AccordRoute *
 accord_config_match(AccordChannel *channel, const char *topic, AccordOp op)
 {
@@ -952,10 +997,7 @@ accord_config_match(AccordChannel *channel, const char *topic, AccordOp op)
 	{
 		AccordRoute *route = channel->routes[i];
 
-		if ((route->ops == 0 || (route->ops & (1U << op)) != 0) &&
-			accord_config_topic_reserved(route->topic) ==
-			accord_config_topic_reserved(topic) &&
-			accord_config_topic_match(route->topic, topic))
+		if (accord_config_takes(route, topic, op))
 			return route;
 	}
 	return NULL;

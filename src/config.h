@@ -90,6 +90,8 @@ typedef struct AccordChannel
 	char	   *probe_path;		/* template */
 	bool		has_accounts;
 	bool		coalesces;		/* one of its routes does */
+	bool		judges;			/* more than an answer's status counts */
+	bool		remembers;		/* a route keeps, needs or asks for ids */
 	struct AccordRoute **routes;	/* enabled ones by (position, id) */
 	int			n_routes;
 } AccordChannel;
@@ -109,6 +111,50 @@ typedef struct AccordAccount
 	Jsonb	   *vars;
 } AccordAccount;
 
+/* Where an answer tells something: a header or a jsonpath; neither: nowhere. */
+typedef struct AccordMine
+{
+	char	   *header;
+	void	   *path;
+} AccordMine;
+
+/* What must be known at the channel before an event can be sent. */
+typedef struct AccordNeed
+{
+	char	   *kind;
+	char	   *key;			/* template */
+} AccordNeed;
+
+/* A request that tells whether, and as what, the channel has something. */
+typedef struct AccordLookup
+{
+	char	   *method;
+	char	   *path;			/* template */
+	Jsonb	   *body;			/* its strings are templates; NULL: none */
+	AccordMine	id;				/* nowhere: a 2xx says that it is there */
+	AccordMine	version;
+	AccordMine	etag;
+} AccordLookup;
+
+/* How what was accepted is asked about. */
+typedef struct AccordPoll
+{
+	char	   *method;
+	char	   *path;			/* template, also over the answer; or NULL, */
+	char	   *location;		/* ... and a header that tells it; or NULL: it
+								 * is told by accord.confirm() alone */
+	int64		every_ms;
+	int64		deadline_ms;
+} AccordPoll;
+
+/* Of route.remote_when. */
+typedef enum AccordRemoteWhen
+{
+	ACCORD_REMOTE_ANY,
+	ACCORD_REMOTE_KNOWN,
+	ACCORD_REMOTE_UNKNOWN
+} AccordRemoteWhen;
+
 typedef struct AccordRoute
 {
 	int64		id;
@@ -127,7 +173,19 @@ typedef struct AccordRoute
 	bool		keyed;			/* its requests carry the channel's key */
 	bool		command;
 	bool		ambiguous_retry;
+	bool		verify;			/* ambiguous = 'verify' */
 	bool		hold_dead;		/* when_dead = 'hold' */
+	char	   *remote;			/* kind of what it is about; NULL: no ids are
+								 * kept */
+	char	   *remote_key;		/* template */
+	AccordRemoteWhen remote_when;
+	AccordMine	remote_id;
+	AccordMine	remote_version;
+	AccordMine	remote_etag;
+	AccordNeed *needs;
+	int			n_needs;
+	AccordLookup *lookup;		/* NULL: none */
+	AccordPoll *poll;			/* NULL: none */
 	char	   *coalesce;		/* template; NULL: not coalesced */
 	int64		quiet_ms;		/* 0: sent at once */
 	int64		quiet_max_ms;	/* 0: no latest time */
@@ -210,6 +268,10 @@ extern AccordRoute *accord_config_route(AccordChannel *channel, int64 id);
 extern AccordRoute *accord_config_match(AccordChannel *channel,
 										const char *topic, AccordOp op);
 
+/* Whether a route takes such an event. */
+extern bool accord_config_takes(const AccordRoute *route, const char *topic,
+								AccordOp op);
+
 /* Whether a topic is one of the extension's own. */
 extern bool accord_config_topic_reserved(const char *topic);
 
@@ -223,6 +285,15 @@ extern bool accord_config_topic_match(const char *pattern, const char *topic);
 extern void accord_config_check_headers(const char *relation,
 										const char *column, Jsonb *headers,
 										bool templates);
+
+/*
+ * Columns of a route, read; raise where they are wrong, naming the column. For
+ * the check and for dispatchers alike. In config_answer.c.
+ */
+extern AccordMine accord_config_mine(const char *column, const char *text);
+extern AccordNeed *accord_config_needs(Jsonb *json, int *n);
+extern AccordLookup *accord_config_lookup(Jsonb *json);
+extern AccordPoll *accord_config_poll(Jsonb *json);
 
 /* What a limit's buckets are told apart by, of a checked template. */
 extern AccordLimitScope accord_config_limit_scope(const char *bucket);

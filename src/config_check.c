@@ -180,6 +180,17 @@ is_variable(const char *name)
 	return false;
 }
 
+/* Templates that are expanded when a request is made may name more. */
+static bool
+is_remote_variable(const char *column, const char *name)
+{
+	if (strcmp(column, "poll") == 0 && strncmp(name, "answer", 6) == 0)
+		return true;
+	return (strcmp(column, "path") == 0 || strcmp(column, "headers") == 0 ||
+			strcmp(column, "lookup") == 0 || strcmp(column, "poll") == 0) &&
+		(strncmp(name, "remote.", 7) == 0 || strncmp(name, "needs.", 6) == 0);
+}
+
 static void
 check_template(const char *relation, const char *column, const char *template)
 {
@@ -195,7 +206,7 @@ check_template(const char *relation, const char *column, const char *template)
 				 errhint("Write variables as in RFC 6570, such as "
 						 "\"/listings/{key}/rates/{payload.date}\".")));
 	while ((name = accord_template_next_variable(&rest)) != NULL)
-		if (!is_variable(name))
+		if (!is_variable(name) && !is_remote_variable(column, name))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("%s \"%s\" of %s names \"%s\", which no event has",
@@ -638,6 +649,62 @@ check_coalesce(RowCheck *check)
 						 "or mode to state.")));
 }
 
+/* The strings of a request's body are templates, at whatever depth. */
+static void
+check_body_templates(const char *column, Jsonb *body)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&body->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+		if ((token == WJB_VALUE || token == WJB_ELEM) &&
+			value.type == jbvString)
+			check_template("accord.route", column,
+						   pnstrdup(value.val.string.val,
+									value.val.string.len));
+}
+
+/* What the channel calls things, and how it is asked about them. */
+static void
+check_remote(RowCheck *check)
+{
+	Jsonb	   *needs = get_json(check, "needs");
+	Jsonb	   *lookup = get_json(check, "lookup");
+	Jsonb	   *poll = get_json(check, "poll");
+	static const char *const mines[] = {"remote_id", "remote_version",
+	"remote_etag"};
+
+	if (get_text(check, "remote_key") != NULL)
+		check_template(check->table, "remote_key",
+					   get_text(check, "remote_key"));
+	for (int i = 0; i < lengthof(mines); i++)
+		(void) accord_config_mine(mines[i], get_text(check, mines[i]));
+	if (needs != NULL)
+	{
+		int			n;
+		AccordNeed *need = accord_config_needs(needs, &n);
+
+		for (int i = 0; i < n; i++)
+			check_template(check->table, "needs", need[i].key);
+	}
+	if (lookup != NULL)
+	{
+		AccordLookup *question = accord_config_lookup(lookup);
+
+		check_path(check->table, "lookup", question->path);
+		if (question->body != NULL)
+			check_body_templates("lookup", question->body);
+	}
+	if (poll != NULL)
+	{
+		AccordPoll *question = accord_config_poll(poll);
+
+		if (question->path != NULL)
+			check_path(check->table, "poll", question->path);
+	}
+}
+
 static void
 check_route(RowCheck *check)
 {
@@ -652,6 +719,7 @@ check_route(RowCheck *check)
 				 errmsg("method %s of accord.route cannot be used", method),
 				 errhint("Use POST, PUT, PATCH, DELETE or GET.")));
 	check_path("accord.route", "path", get_text(check, "path"));
+	check_remote(check);
 	accord_config_check_headers(check->table, "headers",
 								get_json(check, "headers"), true);
 	check_body(check);

@@ -1,5 +1,6 @@
 /*
- * control.c: redeliver(), discard() and pauses, as a dispatcher sees them.
+ * control.c: redeliver(), discard(), confirm() and pauses, as a dispatcher sees
+ * them.
  *
  * Runs in dispatchers. What a person decides is an event of the log like any
  * other: it takes effect at its commit, once, in order, and after a crash; and
@@ -169,6 +170,45 @@ decide(AccordDesk *desk, AccordConnection *connection, AccordBacklogRow *row,
 }
 
 /*
+ * Somebody says what became of a delivery that its channel has accepted; failed
+ * says how, NULL: it was done. One whose answer is on its way is told then. What
+ * the channel has not accepted is not concerned.
+ */
+static void
+confirm(AccordDesk *desk, AccordConnection *connection, AccordBacklogRow *row,
+		const char *failed, TimestampTz now)
+{
+	AccordDelivery *delivery = accord_desk_find(desk, connection, row->seq,
+												row->ord);
+
+	if (delivery != NULL && delivery->phase == ACCORD_PHASE_TAKEN)
+	{
+		delivery->confirmed = failed ? 'f' : 'd';
+		return;
+	}
+	if (delivery != NULL && (delivery->version == 0 ||
+							 delivery->state != ACCORD_STATE_ACCEPTED))
+		return;
+	if (delivery != NULL)
+		accord_delivery_claim(desk, delivery);
+	else
+	{
+		if (!accord_backlog_find(connection->hub->channel, connection->account,
+								 row->seq, row->ord, row) ||
+			row->state != ACCORD_STATE_ACCEPTED)
+			return;
+		delivery = recall_delivery(desk, accord_connection_endpoint(desk,
+																	connection,
+																	row->priority),
+								   row);
+		accord_delivery_take(desk, delivery);
+	}
+	accord_settle_without(delivery, failed ? ACCORD_OUTCOME_REJECTED :
+						  ACCORD_OUTCOME_DELIVERED, failed ? failed :
+						  "it was confirmed", now);
+}
+
+/*
  * A delivery is [seq, ord, slot, tx_id, channel, account, and the version that
  * was selected, unless it is any].
  */
@@ -255,6 +295,13 @@ accord_control_apply(AccordDesk *desk, const AccordCommit *commit,
 
 			if (connection == NULL)
 				continue;
+			if (pass == 1 && strcmp(topic, ACCORD_TOPIC_CONFIRM) == 0)
+			{
+				confirm(desk, connection, &place,
+						accord_json_member(DatumGetJsonbP(payload), "failed"),
+						now);
+				continue;
+			}
 			if (pass == 1)
 			{
 				decide(desk, connection, &place, commit->seq, discard, now);

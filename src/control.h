@@ -12,6 +12,7 @@
 #define ACCORD_TOPIC_DISCARD "accord.discard"
 #define ACCORD_TOPIC_PAUSE "accord.pause"
 #define ACCORD_TOPIC_RESUME "accord.resume"
+#define ACCORD_TOPIC_CONFIRM "accord.confirm"
 
 /*
  * The i-th delivery that a control event is about: its place, and the version

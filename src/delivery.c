@@ -155,15 +155,17 @@ void
 accord_delivery_park(AccordDesk *desk, AccordDelivery *delivery,
 					 TimestampTz due_at)
 {
+	bool		begun = delivery->state == ACCORD_STATE_RETRYING ||
+	accord_delivery_asks(delivery);
+
 	accord_lane_unqueue(desk, delivery);
 	delivery->due_at = due_at;
-	if ((delivery->state == ACCORD_STATE_RETRYING ||
-		 delivery->kind_hash != 0) && !accord_order_join(desk, delivery))
+	if ((begun || delivery->kind_hash != 0) &&
+		!accord_order_join(desk, delivery))
 		return;
 	if (delivery->replay != NULL)
 		accord_lane_leave(desk, delivery);
-	else if (delivery->state == ACCORD_STATE_RETRYING &&
-			 !accord_lane_join(desk, delivery))
+	else if (begun && !accord_lane_join(desk, delivery))
 		return;
 	delivery->phase = ACCORD_PHASE_PARKED;
 	pairingheap_add(desk->due, &delivery->due_node);
@@ -426,7 +428,9 @@ accord_connection_retry(AccordDesk *desk, AccordConnection *connection)
 		AccordDelivery *delivery = dlist_container(AccordDelivery,
 												   except_node, iter.cur);
 
-		if (delivery->state == ACCORD_STATE_RETRYING && !delivery->settling &&
+		if ((delivery->state == ACCORD_STATE_RETRYING ||
+			 delivery->state == ACCORD_STATE_VERIFYING) &&
+			!delivery->settling &&
 			delivery->phase == ACCORD_PHASE_PARKED)
 			accord_delivery_queue(desk, delivery);
 	}

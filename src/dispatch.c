@@ -41,8 +41,10 @@
 
 #include "accord.h"
 #include "answer.h"
+#include "ask.h"
 #include "assign.h"
 #include "batch.h"
+#include "choose.h"
 #include "coalesce.h"
 #include "compat.h"
 #include "counter.h"
@@ -63,6 +65,7 @@
 #include "probe.h"
 #include "pull.h"
 #include "recovery.h"
+#include "remote.h"
 #include "renew.h"
 #include "replay.h"
 #include "request.h"
@@ -140,6 +143,8 @@ make_request(AccordRequest *request, AccordDelivery *delivery,
 										delivery->replay ?
 										delivery->replay->id : 0);
 	if (frozen != NULL)
+		frozen = accord_request_sent(frozen);
+	if (frozen != NULL)
 		accord_request_thaw(request, frozen);
 	else
 		accord_request_make(request, route, account, delivery->event,
@@ -168,6 +173,7 @@ may_be_repeated(AccordDelivery *delivery, TimestampTz now)
 	policy.command = delivery->command;
 	policy.keyed &= !delivery->keyless;
 	policy.ambiguous_retry = delivery->ambiguous_retry;
+	policy.verify = delivery->verify;
 	return delivery->attempts == 0 ||
 		accord_retry_repeatable(&policy, delivery->attempts,
 								(now - delivery->attempted_at) / 1000);
@@ -231,6 +237,7 @@ find_route(AccordDelivery *delivery, AccordChannel **channel,
 							  "the event is no longer in the log", now);
 		return false;
 	}
+	delivery->chosen = 0;
 	if (delivery->discard ||
 		!accord_assign_route(delivery, channel, account, route))
 	{
@@ -241,14 +248,19 @@ find_route(AccordDelivery *delivery, AccordChannel **channel,
 		return false;
 	}
 	delivery->route = (*route)->id;
-	delivery->command = (*route)->command;
-	delivery->keyless = !(*route)->keyed;
-	delivery->ambiguous_retry = (*route)->ambiguous_retry;
-	delivery->hold_dead = (*route)->hold_dead;
 	delivery->event->replay = delivery->replay;
 	/* what was recovered, or scheduled, has no kind yet */
 	if (!delivery->identified)
 		accord_coalesce_identify(desk, delivery, *route, *account);
+	accord_remote_enter(NULL);
+	if ((*channel)->remembers &&
+		!accord_choose_route(desk, delivery, *account, route, now))
+		return false;
+	delivery->command = (*route)->command;
+	delivery->keyless = !(*route)->keyed;
+	delivery->ambiguous_retry = (*route)->ambiguous_retry;
+	delivery->verify = (*route)->verify;
+	delivery->hold_dead = (*route)->hold_dead;
 	return true;
 }
 
@@ -276,6 +288,39 @@ release_waiting(TimestampTz now)
 	accord_flow_release(desk);
 }
 
+/*
+ * What became of it, or whether the channel has it, is asked as the delivery
+ * itself would be sent. What cannot be asked is not known.
+ */
+static void
+send_question(AccordDelivery *delivery, AccordChannel *channel,
+			  AccordAccount *account, AccordRoute *route, TimestampTz now)
+{
+	TimestampTz ready = accord_flow_event_ready(delivery, route, account, now);
+	AccordRequest request;
+
+	if (ready != ACCORD_LIMIT_NOW)
+	{
+		accord_flow_return(delivery, now);
+		delivery->limit_at = ready;
+		accord_delivery_defer(desk, delivery, ready);
+		return;
+	}
+	accord_ask_make(&request, delivery, route, account, now);
+	if (request.error == NULL)
+		accord_request_equip(&request, channel, account, false);
+	if (request.error != NULL)
+	{
+		delivery->attempts++;
+		accord_settle_without(delivery, request.transient ?
+							  ACCORD_OUTCOME_RETRY : ACCORD_OUTCOME_UNCLEAR,
+							  request.error, now);
+		return;
+	}
+	accord_flow_take_event(now);
+	submit(delivery, &request, now);
+}
+
 /* Sends one delivery, or concludes why it cannot be sent. */
 static void
 send_delivery(AccordDelivery *delivery, TimestampTz now)
@@ -293,6 +338,11 @@ send_delivery(AccordDelivery *delivery, TimestampTz now)
 
 	if (!find_route(delivery, &channel, &account, &route, now))
 		return;
+	if (accord_delivery_asks(delivery))
+	{
+		send_question(delivery, channel, account, route, now);
+		return;
+	}
 	if (route->batch_size > 1 && !route->command)
 	{
 		accord_batch_join(desk, delivery, route, account, now);
@@ -447,6 +497,8 @@ send_batch(AccordBatch *batch, TimestampTz now)
 	dlist_foreach(iter, &batch->members)
 		events[n++] = dlist_container(AccordDelivery, batch_node,
 									  iter.cur)->event;
+	accord_remote_enter(channel->remembers ?
+						accord_choose_scope(first, account, route) : NULL);
 	accord_request_make_batch(&request, route, account, events, n);
 	if (request.error == NULL && !request.skip)
 		accord_request_equip(&request, channel, account, false);
@@ -521,7 +573,8 @@ take_ready(AccordDelivery **taken, int max, TimestampTz now)
 		}
 		delivery = accord_connection_take(desk, connection);
 		ready = Max(delivery->not_before, delivery->limit_at);
-		if (delivery->expires_at != 0 && delivery->expires_at <= now)
+		if (delivery->expires_at != 0 && delivery->expires_at <= now &&
+			!accord_delivery_asks(delivery))
 		{
 			/* it takes nobody else's turn */
 			desk->release |= delivery->limit_at != 0;
@@ -865,6 +918,7 @@ turn(void)
 	news = awake;
 	more = take_in(now);
 	accord_assign_resume(desk, now);
+	accord_remote_heed(desk);
 	accord_desk_wake(desk, now);
 	release_waiting(now);
 	accord_pull_turn(desk, now);

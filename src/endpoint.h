@@ -115,10 +115,14 @@ typedef struct AccordDelivery
 	struct AccordBatch *batch;	/* TAKEN: goes with others, or may; NULL: by
 								 * itself */
 	dlist_node	batch_node;		/* in batch->members */
+	dlist_node	await_node;		/* among those who wait for an id */
 	pairingheap_node due_node;	/* in the due heap, while PARKED */
 	int64		seq;
 	int64		tx_id;
 	int64		route;
+	int64		chosen;			/* by what the channel has: the route it was
+								 * sent by; 0: its own */
+	uint64		awaits;			/* hash of the id that it waits for; 0: none */
 	int64		decided_by;
 	TimestampTz owed_since;
 	TimestampTz attempted_at;	/* first attempt; 0: none */
@@ -145,6 +149,10 @@ typedef struct AccordDelivery
 	bool		command;
 	bool		keyless;		/* its request has no place for the key */
 	bool		ambiguous_retry;	/* its route says so */
+	bool		verify;			/* its route says so */
+	bool		known_remote;	/* the channel's id was known when it was sent */
+	char		confirmed;		/* while it was in flight: 'd' it was done,
+								 * 'f' it failed; 0: nobody said */
 	bool		hold_dead;		/* its route says so */
 	bool		settling;		/* in the settling batch */
 	bool		sent;			/* handed to http.c, no response yet */
@@ -171,6 +179,15 @@ typedef struct AccordDelivery
 								 * which may find rows of others */
 	bool		was_dead;		/* its row is, until the next one */
 } AccordDelivery;
+
+/* Whether the channel is to be asked about it, rather than told. */
+static inline bool
+accord_delivery_asks(const AccordDelivery *delivery)
+{
+	return delivery->version > 0 &&
+		(delivery->state == ACCORD_STATE_ACCEPTED ||
+		 delivery->state == ACCORD_STATE_VERIFYING);
+}
 
 /* The deliveries of one key at one endpoint: at most one holds it. */
 typedef struct AccordLane
@@ -305,6 +322,7 @@ typedef struct AccordConnection
 	dlist_head	exceptions;
 	int			n_state[ACCORD_STATE_DEAD + 1]; /* of them */
 	int64		n_dead;
+	int			n_awaiting;		/* wait for an id */
 	TimestampTz logged_at;		/* trouble was last put into the server log */
 	int			unlogged;		/* ... and not, since then */
 	char		last_error[200];

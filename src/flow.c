@@ -447,6 +447,8 @@ judge_endpoint(AccordOutcome outcome, const AccordHttpResponse *response)
 	switch (outcome)
 	{
 		case ACCORD_OUTCOME_DELIVERED:
+		case ACCORD_OUTCOME_ACCEPTED:
+		case ACCORD_OUTCOME_CONFLICT:
 		case ACCORD_OUTCOME_REJECTED:
 			return ACCORD_BREAKER_SUCCESS;
 		case ACCORD_OUTCOME_RETRY:

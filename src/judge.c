@@ -22,6 +22,7 @@
 #include "json.h"
 #include "judge.h"
 
+#define HTTP_TOO_MANY_REQUESTS 429
 #define MAX_ERROR 1000			/* bytes told of an answer */
 
 /* An answer while rules are asked about it. */
@@ -35,6 +36,9 @@ typedef struct Asked
 static const AccordOutcome rule_outcomes[] = {
 	[ACCORD_RULE_DELIVERED] = ACCORD_OUTCOME_DELIVERED,
 	[ACCORD_RULE_DUPLICATE] = ACCORD_OUTCOME_DELIVERED,
+	[ACCORD_RULE_GONE] = ACCORD_OUTCOME_REJECTED,	/* see answer.c */
+	[ACCORD_RULE_ACCEPTED] = ACCORD_OUTCOME_ACCEPTED,
+	[ACCORD_RULE_CONFLICT] = ACCORD_OUTCOME_CONFLICT,
 	[ACCORD_RULE_RETRY] = ACCORD_OUTCOME_RETRY,
 	[ACCORD_RULE_RETRY_AFTER] = ACCORD_OUTCOME_RETRY_AFTER,
 	[ACCORD_RULE_UNCLEAR] = ACCORD_OUTCOME_UNCLEAR,
@@ -178,6 +182,8 @@ apply_rule(AccordJudgement *judgement, const AccordRule *rule, Asked *asked,
 	judgement->rule = rule->id;
 	judgement->pause_ms = rule->pause_ms;
 	judgement->per_item = rule->outcome == ACCORD_RULE_PER_ITEM;
+	judgement->gone = rule->outcome == ACCORD_RULE_GONE;
+	judgement->free = rule->outcome == ACCORD_RULE_RETRY_AFTER;
 	/* whoever says "retry" says that it was not done */
 	judgement->sent = rule->outcome == ACCORD_RULE_UNCLEAR ?
 		ACCORD_SENT_UNKNOWN : ACCORD_SENT_YES;
@@ -207,6 +213,8 @@ accord_judge_plain(const AccordHttpResponse *response)
 	};
 
 	judgement.error = response_error(response, judgement.outcome);
+	/* asked too early: that was none */
+	judgement.free = response->result.status == HTTP_TOO_MANY_REQUESTS;
 	return judgement;
 }
 

@@ -17,6 +17,13 @@ typedef struct AccordJudgement
 	int64		rule;			/* that decided; 0: a built-in one */
 	int64		pause_ms;		/* not before that; -1: none asked for */
 	bool		per_item;		/* of a batch: see each result */
+	bool		gone;			/* what it is about is not there */
+	bool		free;			/* costs no attempt */
+	bool		decided;		/* the verdict is given, not found */
+	AccordVerdict verdict;		/* ... this one */
+	TimestampTz due_at;			/* when it is tried or asked again; 0: after
+								 * the usual delay */
+	Jsonb	   *keep;			/* with its row; NULL: nothing */
 	const char *error;			/* for people; NULL: none */
 } AccordJudgement;
 

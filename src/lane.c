@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "await.h"
 #include "lane.h"
 #include "round.h"
 
@@ -148,7 +149,10 @@ void
 accord_lane_unqueue(AccordDesk *desk, AccordDelivery *delivery)
 {
 	if (delivery->phase == ACCORD_PHASE_PARKED)
+	{
 		pairingheap_remove(desk->due, &delivery->due_node);
+		accord_await_leave(delivery);
+	}
 	else if (delivery->phase == ACCORD_PHASE_READY ||
 			 delivery->phase == ACCORD_PHASE_WAITING)
 		dlist_delete(&delivery->queue_node);

@@ -26,6 +26,7 @@
 #include "accord.h"
 #include "encode.h"
 #include "json.h"
+#include "remote.h"
 #include "request_private.h"
 #include "template.h"
 #include "token.h"
@@ -98,8 +99,12 @@ accord_request_add_headers(AccordRequest *request, Jsonb *object,
 
 			text = accord_template_expand(text, true, accord_request_variable,
 										  scope, &missing);
-			/* a probe is about no event */
-			if (missing != NULL && scope->event == NULL)
+			/*
+			 * a probe is about no event; and what the channel has not told of
+			 * is not said either
+			 */
+			if (missing != NULL && (scope->event == NULL ||
+									accord_remote_owns(missing)))
 				continue;
 			if (missing != NULL)
 			{
@@ -251,7 +256,7 @@ bool
 accord_request_needs_transaction(const AccordRoute *route)
 {
 	return route->body_function != NULL || route->batch_function != NULL ||
-		GetDatabaseEncoding() != PG_UTF8;
+		route->channel->remembers || GetDatabaseEncoding() != PG_UTF8;
 }
 
 /* Makes it by the templates; no error escapes. */

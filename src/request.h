@@ -91,11 +91,24 @@ extern void accord_request_make_probe(AccordRequest *request,
 									  const char *path);
 
 /*
+ * A question about an event: a request with the channel's headers alone, its
+ * path a template, and so are the strings of its body (NULL: none).
+ */
+extern void accord_request_ask(AccordRequest *request,
+							   const AccordRoute *route,
+							   const AccordAccount *account,
+							   const AccordEvent *event, const char *method,
+							   const char *path, Jsonb *body);
+
+/*
  * A request to be kept word for word, and kept words back again. One that is
  * too large to be kept is NULL, and has an error.
  */
 extern Jsonb *accord_request_freeze(AccordRequest *request);
 extern void accord_request_thaw(AccordRequest *request, Jsonb *frozen);
+
+/* The request of a command in what its rows keep; NULL: none is. */
+extern Jsonb *accord_request_sent(Jsonb *kept);
 
 /*
  * Completes a request with what is never stored: the credentials and limits

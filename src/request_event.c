@@ -28,6 +28,7 @@
 #include "db.h"
 #include "guc.h"
 #include "json.h"
+#include "remote.h"
 #include "request_private.h"
 #include "template.h"
 
@@ -155,6 +156,7 @@ JsonbValue *
 accord_request_variable(const char *name, void *arg)
 {
 	AccordRequestScope *scope = arg;
+	JsonbValue *remote;
 	const char *path;
 
 	if (strcmp(name, "channel") == 0)
@@ -162,6 +164,8 @@ accord_request_variable(const char *name, void *arg)
 	if ((path = path_below(name, "vars")) != NULL)
 		return scope->account ?
 			accord_json_path(scope->account->vars, path) : NULL;
+	if (accord_remote_variable(name, &remote))
+		return remote;
 	if (scope->event == NULL)
 		return scope->account != NULL && strcmp(name, "account") == 0 ?
 			make_string(pstrdup(scope->account->name)) : NULL;

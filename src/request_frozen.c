@@ -104,6 +104,18 @@ accord_request_freeze(AccordRequest *request)
 	return frozen;
 }
 
+Jsonb	   *
+accord_request_sent(Jsonb *kept)
+{
+	JsonbValue *sent;
+
+	/* of one that was accepted it stands beside what is asked */
+	if (accord_json_path(kept, "until") == NULL)
+		return kept;
+	sent = accord_json_path(kept, "sent");
+	return sent ? JsonbValueToJsonb(sent) : NULL;
+}
+
 void
 accord_request_thaw(AccordRequest *request, Jsonb *frozen)
 {

@@ -80,6 +80,8 @@ static const AccordOutcome transport_outcomes[] = {
 
 static const char *const outcome_words[] = {
 	[ACCORD_OUTCOME_DELIVERED] = "delivered",
+	[ACCORD_OUTCOME_ACCEPTED] = "accepted",
+	[ACCORD_OUTCOME_CONFLICT] = "conflict",
 	[ACCORD_OUTCOME_RETRY] = "retry",
 	[ACCORD_OUTCOME_RETRY_AFTER] = "retry_after",
 	[ACCORD_OUTCOME_REJECTED] = "rejected",
@@ -106,6 +108,8 @@ static const char *const sent_words[] = {
 /* What follows from an outcome; RETRY stands for "as the policy has it". */
 static const AccordVerdict outcome_verdicts[] = {
 	[ACCORD_OUTCOME_DELIVERED] = ACCORD_VERDICT_DONE,
+	[ACCORD_OUTCOME_ACCEPTED] = ACCORD_VERDICT_ACCEPT,
+	[ACCORD_OUTCOME_CONFLICT] = ACCORD_VERDICT_VERIFY,
 	[ACCORD_OUTCOME_RETRY] = ACCORD_VERDICT_RETRY,
 	[ACCORD_OUTCOME_RETRY_AFTER] = ACCORD_VERDICT_RETRY,
 	[ACCORD_OUTCOME_REJECTED] = ACCORD_VERDICT_DEAD,
@@ -213,12 +217,15 @@ accord_retry_verdict(const AccordRetryPolicy *policy, AccordOutcome outcome,
 					 int64 since_first_ms)
 {
 	AccordVerdict verdict = outcome_verdicts[outcome];
+	bool		over = attempts >= policy->max_attempts ||
+	age_ms >= policy->max_age_ms;
 
 	if (verdict == ACCORD_VERDICT_RETRY && policy->command &&
 		!is_command_safe(policy, sent, attempts, since_first_ms))
-		return ACCORD_VERDICT_HOLD;
-	if (verdict == ACCORD_VERDICT_RETRY &&
-		(attempts >= policy->max_attempts || age_ms >= policy->max_age_ms))
+		return policy->verify && !over ? ACCORD_VERDICT_VERIFY :
+			ACCORD_VERDICT_HOLD;
+	if ((verdict == ACCORD_VERDICT_RETRY ||
+		 verdict == ACCORD_VERDICT_VERIFY) && over)
 		verdict = ACCORD_VERDICT_DEAD;
 	return verdict == ACCORD_VERDICT_DEAD && policy->hold_dead ?
 		ACCORD_VERDICT_HOLD : verdict;

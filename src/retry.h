@@ -35,6 +35,9 @@ typedef enum AccordTransport
 typedef enum AccordOutcome
 {
 	ACCORD_OUTCOME_DELIVERED,
+	ACCORD_OUTCOME_ACCEPTED,	/* taken, but not done yet: it is asked again */
+	ACCORD_OUTCOME_CONFLICT,	/* there already, or of another version: it is
+								 * looked up */
 	ACCORD_OUTCOME_RETRY,		/* the channel failed: later */
 	ACCORD_OUTCOME_RETRY_AFTER, /* the channel said when */
 	ACCORD_OUTCOME_REJECTED,	/* permanent */
@@ -58,6 +61,8 @@ typedef enum AccordVerdict
 {
 	ACCORD_VERDICT_DONE,		/* delivered or nothing to do */
 	ACCORD_VERDICT_RETRY,		/* again, at accord_retry_delay() */
+	ACCORD_VERDICT_ACCEPT,		/* the channel is asked what became of it */
+	ACCORD_VERDICT_VERIFY,		/* the channel is asked whether it has it */
 	ACCORD_VERDICT_HOLD,		/* a person decides */
 	ACCORD_VERDICT_DEAD			/* dead letter */
 } AccordVerdict;
@@ -83,6 +88,8 @@ typedef struct AccordRetryPolicy
 	int64		window_ms;		/* ... for this long after the first attempt;
 								 * 0: for ever */
 	bool		hold_dead;		/* a person decides, rather than dead */
+	bool		verify;			/* of a command in doubt the channel is asked
+								 * whether it was done */
 } AccordRetryPolicy;
 
 /* The outcome of a transfer: one pure table. */
@@ -103,8 +110,8 @@ extern const char *accord_retry_sent_word(AccordSent sent);
  * What becomes of a delivery after its attempt number "attempts" (from 1)
  * ended so, age_ms after the event's commit and since_first_ms after its
  * first attempt. sent is accord_retry_sent()'s. A command that may have been
- * executed is held unless its key or its route allows a repeat; a hold comes
- * before a death by attempts or age.
+ * executed is held unless its key or its route allows a repeat, or it can be
+ * asked for; a hold comes before a death by attempts or age.
  */
 extern AccordVerdict accord_retry_verdict(const AccordRetryPolicy *policy,
 										  AccordOutcome outcome,

@@ -36,6 +36,7 @@
 #include "flow.h"
 #include "guc.h"
 #include "json.h"
+#include "remote.h"
 #include "routing.h"
 #include "settle.h"
 #include "tally.h"
@@ -50,7 +51,6 @@
 #define REPLAY_LIMIT 64			/* replays whose progress is written together */
 #define LOG_EVERY 10000			/* ms */
 #define HTTP_UNAUTHORIZED 401
-#define HTTP_TOO_MANY_REQUESTS 429
 
 /* What happens to a delivery once its rows are durable. */
 typedef enum Sequel
@@ -372,48 +372,88 @@ count_replayed(AccordReplay *replay, AccordOutcome outcome,
 		replay->passed++;
 }
 
+/* What was concluded about a delivery. */
+typedef struct Conclusion
+{
+	AccordOutcome outcome;
+	AccordVerdict verdict;
+	TimestampTz due_at;			/* when it is tried again; 0: as the policy
+								 * has it */
+	Jsonb	   *keep;			/* in its row */
+	const char *error;
+} Conclusion;
+
+/* It is tried, or asked about, again: its row, and when. */
+static void
+conclude_later(Settlement *settlement, AccordState state,
+			   const Conclusion *conclusion,
+			   const AccordHttpResponse *response, TimestampTz now)
+{
+	Jsonb	   *keep = conclusion->keep;
+	MemoryContext old = MemoryContextSwitchTo(batch.context);
+
+	if (keep != NULL)
+		keep = (Jsonb *) DatumGetPointer(datumCopy(JsonbPGetDatum(keep), false,
+												   -1));
+	MemoryContextSwitchTo(old);
+	settlement->sequel = SEQUEL_PARK;
+	settlement->due_at = conclusion->due_at != 0 ? conclusion->due_at :
+		retry_time(settlement->delivery, conclusion->outcome, response, now);
+	add_row(settlement, state, conclusion->error, keep);
+}
+
 /*
  * Turns a verdict into the delivery's next row and sequel. response is NULL
  * when no request was made.
  */
 static void
-conclude(AccordDelivery *delivery, AccordOutcome outcome,
-		 AccordVerdict verdict, const AccordHttpResponse *response,
-		 const char *error, TimestampTz now)
+conclude(AccordDelivery *delivery, Conclusion *conclusion,
+		 const AccordHttpResponse *response, TimestampTz now)
 {
 	Settlement *settlement;
 	AccordConnection *connection = delivery->endpoint->connection;
+	const char *error = conclusion->error;
 
-	if (delivery->discard && verdict != ACCORD_VERDICT_DONE)
+	if (delivery->discard && conclusion->verdict != ACCORD_VERDICT_DONE)
 	{
-		verdict = ACCORD_VERDICT_DONE;
-		outcome = ACCORD_OUTCOME_DISCARDED;
+		conclusion->verdict = ACCORD_VERDICT_DONE;
+		conclusion->outcome = ACCORD_OUTCOME_DISCARDED;
 	}
-	if (verdict == ACCORD_VERDICT_HOLD || verdict == ACCORD_VERDICT_DEAD)
-		log_trouble(delivery, verdict, error, now);
+	if (conclusion->verdict == ACCORD_VERDICT_HOLD ||
+		conclusion->verdict == ACCORD_VERDICT_DEAD)
+		log_trouble(delivery, conclusion->verdict, error, now);
 	/* its request slot is free now: only its key waits for the commit */
 	accord_delivery_landed(batch.desk, delivery, response != NULL);
-	tell_flow(delivery, outcome, response, error, now);
-	count_replayed(delivery->replay, outcome, verdict);
-	accord_tally_verdict(connection, outcome, verdict);
+	tell_flow(delivery, conclusion->outcome, response, error, now);
+	count_replayed(delivery->replay, conclusion->outcome, conclusion->verdict);
+	accord_tally_verdict(connection, conclusion->outcome,
+						 conclusion->verdict);
+	delivery->chosen = 0;
 	batch.urgent |=
 		connection->gate.unsettled >= connection->gate.max_in_flight ||
 		connection->hub->gate.unsettled >=
 		connection->hub->gate.max_in_flight;
 	settlement = add_settlement(delivery, SEQUEL_FREE);
-	switch (verdict)
+	switch (conclusion->verdict)
 	{
 		case ACCORD_VERDICT_DONE:
-			if (outcome == ACCORD_OUTCOME_DELIVERED)
+			if (conclusion->outcome == ACCORD_OUTCOME_DELIVERED)
 				accord_fingerprint_accept(delivery);
 			if (delivery->version > 0)
-				add_row(settlement,
-						closed_state(outcome), error, NULL);
+				add_row(settlement, closed_state(conclusion->outcome), error,
+						NULL);
 			break;
 		case ACCORD_VERDICT_RETRY:
-			settlement->sequel = SEQUEL_PARK;
-			settlement->due_at = retry_time(delivery, outcome, response, now);
-			add_row(settlement, ACCORD_STATE_RETRYING, error, NULL);
+			conclude_later(settlement, ACCORD_STATE_RETRYING, conclusion,
+						   response, now);
+			break;
+		case ACCORD_VERDICT_ACCEPT:
+			conclude_later(settlement, ACCORD_STATE_ACCEPTED, conclusion,
+						   response, now);
+			break;
+		case ACCORD_VERDICT_VERIFY:
+			conclude_later(settlement, ACCORD_STATE_VERIFYING, conclusion,
+						   response, now);
 			break;
 		case ACCORD_VERDICT_HOLD:
 			settlement->sequel = SEQUEL_HOLD;
@@ -423,21 +463,6 @@ conclude(AccordDelivery *delivery, AccordOutcome outcome,
 			add_row(settlement, ACCORD_STATE_DEAD, error, NULL);
 			break;
 	}
-}
-
-static AccordVerdict
-judge(AccordDelivery *delivery, AccordOutcome outcome, AccordSent sent,
-	  TimestampTz now)
-{
-	AccordRetryPolicy policy = delivery->endpoint->connection->policy;
-
-	policy.hold_dead = delivery->hold_dead;
-	policy.command = delivery->command;
-	policy.keyed &= !delivery->keyless;
-	policy.ambiguous_retry = delivery->ambiguous_retry;
-	return accord_retry_verdict(&policy, outcome, sent, delivery->attempts,
-								(now - delivery->owed_since) / 1000,
-								(now - delivery->attempted_at) / 1000);
 }
 
 void
@@ -499,14 +524,20 @@ settle_with_new_token(AccordDelivery *delivery,
 	add_settlement(delivery, SEQUEL_AGAIN);
 }
 
-/* Whether it was asked too early, which is no attempt. */
-static bool
-is_no_attempt(const AccordHttpResponse *response,
-			  const AccordJudgement *judgement)
+AccordVerdict
+accord_settle_verdict(const AccordDelivery *delivery, AccordOutcome outcome,
+					  AccordSent sent, bool certain, TimestampTz now)
 {
-	if (judgement->rule != 0)
-		return judgement->outcome == ACCORD_OUTCOME_RETRY_AFTER;
-	return response->result.status == HTTP_TOO_MANY_REQUESTS;
+	AccordRetryPolicy policy = delivery->endpoint->connection->policy;
+
+	policy.hold_dead = delivery->hold_dead;
+	policy.command = delivery->command && !certain;
+	policy.keyed &= !delivery->keyless;
+	policy.ambiguous_retry = delivery->ambiguous_retry;
+	policy.verify = delivery->verify;
+	return accord_retry_verdict(&policy, outcome, sent, delivery->attempts,
+								(now - delivery->owed_since) / 1000,
+								(now - delivery->attempted_at) / 1000);
 }
 
 /* counts: as an attempt. */
@@ -515,24 +546,34 @@ settle_judged(AccordDelivery *delivery, const AccordHttpResponse *response,
 			  const AccordJudgement *judgement, bool counts, TimestampTz now)
 {
 	AccordHttpResponse told = *response;
-	const char *error = judgement->error;
-	AccordVerdict verdict;
+	Conclusion	conclusion = {
+		.outcome = judgement->outcome,
+		.verdict = judgement->verdict,
+		.due_at = judgement->due_at,
+		.keep = judgement->keep,
+		.error = judgement->error
+	};
 
-	if (error != NULL)
-		error = foreign_text(delivery, error, strlen(error), 1000);
+	if (judgement->error != NULL)
+		conclusion.error = foreign_text(delivery, judgement->error,
+										strlen(judgement->error), 1000);
 	if (is_token_refused(delivery, response, judgement, now))
 	{
-		settle_with_new_token(delivery, response, error, now);
+		settle_with_new_token(delivery, response, conclusion.error, now);
 		return;
 	}
 	if (judgement->pause_ms >= 0)
 		told.result.retry_after_ms = judgement->pause_ms;
-	add_attempt(delivery, judgement->outcome, response, error, now);
+	add_attempt(delivery, judgement->outcome, response, conclusion.error, now);
 	batch.attempts[batch.n_attempts - 1].rule = judgement->rule;
-	if (!counts || is_no_attempt(response, judgement))
+	if (!counts || judgement->free)
 		delivery->attempts--;
-	verdict = judge(delivery, judgement->outcome, judgement->sent, now);
-	conclude(delivery, judgement->outcome, verdict, &told, error, now);
+	if (!judgement->decided)
+		conclusion.verdict = accord_settle_verdict(delivery,
+												   judgement->outcome,
+												   judgement->sent, false,
+												   now);
+	conclude(delivery, &conclusion, &told, now);
 }
 
 void
@@ -557,15 +598,16 @@ void
 accord_settle_without(AccordDelivery *delivery, AccordOutcome outcome,
 					  const char *error, TimestampTz now)
 {
-	AccordSent	sent = outcome == ACCORD_OUTCOME_LOST ?
-	ACCORD_SENT_UNKNOWN : ACCORD_SENT_NO;
-	AccordVerdict verdict;
+	AccordSent	sent = outcome == ACCORD_OUTCOME_LOST ||
+	outcome == ACCORD_OUTCOME_UNCLEAR ? ACCORD_SENT_UNKNOWN : ACCORD_SENT_NO;
+	Conclusion	conclusion = {.outcome = outcome,.error = error};
 
 	if (delivery->attempted_at == 0)
 		delivery->attempted_at = now;
-	verdict = judge(delivery, outcome, sent, now);
+	conclusion.verdict = accord_settle_verdict(delivery, outcome, sent,
+											   false, now);
 	add_attempt(delivery, outcome, NULL, error, now);
-	conclude(delivery, outcome, verdict, NULL, error, now);
+	conclude(delivery, &conclusion, NULL, now);
 }
 
 void
@@ -684,13 +726,15 @@ accord_settle_timeout(TimestampTz now, bool idle)
 	return (batch.since + delay - now + 999) / 1000;
 }
 
-/* Whether it waits for one of its key that will take its time. */
+/* Whether it waits for one of its key, or a parent, that will take its time. */
 static bool
 is_blocked(const AccordDelivery *delivery)
 {
 	const AccordLane *lane = delivery->lane ? delivery->lane : delivery->order;
 	const AccordDelivery *holder = lane ? lane->holder : NULL;
 
+	if (delivery->awaits != 0)
+		return true;
 	/* where nothing moves, the cursor remembers more cheaply */
 	if (delivery->phase != ACCORD_PHASE_WAITING || holder == NULL ||
 		delivery->endpoint->connection->breaker.state !=
@@ -709,7 +753,7 @@ is_blocked(const AccordDelivery *delivery)
 static bool
 may_last(AccordConnection *connection)
 {
-	return connection->gate.in_flight > 0 ||
+	return connection->gate.in_flight > 0 || connection->n_awaiting > 0 ||
 		(connection->breaker.state == ACCORD_BREAKER_CLOSED &&
 		 !dlist_is_empty(&connection->exceptions));
 }
@@ -1023,6 +1067,7 @@ write_batch(void)
 	accord_backlog_append_cursors(batch.cursors, batch.n_cursors);
 	accord_backlog_append_replays(batch.replays, batch.n_replays);
 	accord_backlog_append_transitions(notes, n_notes);
+	accord_remote_write();
 	MemoryContextSwitchTo(old);
 	accord_db_commit();
 	accord_flow_forget();
@@ -1132,6 +1177,7 @@ accord_settle_commit(TimestampTz now, AccordSettleSend send)
 			follow(&done[i], send);
 		pfree(done);
 	}
+	accord_remote_written(batch.desk);
 	batch.last_commit = GetCurrentTimestamp();
 	batch.last_duration = batch.last_commit - start;
 }

@@ -24,6 +24,15 @@ extern void accord_settle_judged(AccordDelivery *delivery,
 								 TimestampTz now);
 
 /*
+ * What becomes of a delivery after such an attempt, by its policy; certain: it
+ * is known that it was not done, so that a command may be repeated, too.
+ */
+extern AccordVerdict accord_settle_verdict(const AccordDelivery *delivery,
+										   AccordOutcome outcome,
+										   AccordSent sent, bool certain,
+										   TimestampTz now);
+
+/*
  * A TAKEN member of a batch that was refused, or could not be made (response
  * NULL), as a whole: again, with fewer than batch_max others. That costs no
  * attempt.

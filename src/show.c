@@ -88,7 +88,8 @@ show_connection(AccordDesk *desk, AccordConnection *connection,
 			add_endpoint(&row, connection->endpoints[i]);
 	row.queued += n_state[ACCORD_STATE_WAITING];
 	row.scheduled = n_state[ACCORD_STATE_SCHEDULED];
-	row.sending = n_state[ACCORD_STATE_SENDING];
+	row.sending = n_state[ACCORD_STATE_SENDING] +
+		n_state[ACCORD_STATE_ACCEPTED] + n_state[ACCORD_STATE_VERIFYING];
 	row.retrying = n_state[ACCORD_STATE_RETRYING] +
 		n_state[ACCORD_STATE_REPLAYED];
 	row.held = n_state[ACCORD_STATE_HELD];

@@ -19,6 +19,8 @@
 /* How attempts fail, as far as it is counted; -1: it is not. */
 static const int failures[] = {
 	[ACCORD_OUTCOME_DELIVERED] = -1,
+	[ACCORD_OUTCOME_ACCEPTED] = -1,
+	[ACCORD_OUTCOME_CONFLICT] = -1,
 	[ACCORD_OUTCOME_RETRY] = -1,
 	[ACCORD_OUTCOME_RETRY_AFTER] = -1,
 	[ACCORD_OUTCOME_REJECTED] = ACCORD_TALLY_REJECTED,
@@ -27,6 +29,7 @@ static const int failures[] = {
 	[ACCORD_OUTCOME_TIMEOUT] = ACCORD_TALLY_TIMEOUTS,
 	[ACCORD_OUTCOME_STALLED] = ACCORD_TALLY_TIMEOUTS,
 	[ACCORD_OUTCOME_CUT_OFF] = ACCORD_TALLY_CUT_OFF,
+	[ACCORD_OUTCOME_UNCLEAR] = -1,
 	[ACCORD_OUTCOME_INVALID] = ACCORD_TALLY_INVALID,
 };
 
@@ -123,6 +126,9 @@ accord_tally_verdict(AccordConnection *connection, AccordOutcome outcome,
 		case ACCORD_VERDICT_RETRY:
 			count(connection, ACCORD_TALLY_RETRIED, 1);
 			break;
+		case ACCORD_VERDICT_ACCEPT:
+		case ACCORD_VERDICT_VERIFY:
+			break;				/* it has neither failed nor ended */
 		case ACCORD_VERDICT_HOLD:
 			count(connection, ACCORD_TALLY_HELD, 1);
 			break;

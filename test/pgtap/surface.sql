@@ -128,6 +128,8 @@ INSERT INTO expected VALUES
         null, newest timestamptz not null, bytes bigint not null, archived_at timestamptz, truncated_at timestamptz'),
     ('ring', 'log text, slot smallint, is_current boolean, bytes bigint, estimated_rows bigint, first_seq bigint, last_seq
         bigint, oldest timestamptz, newest timestamptz, needed_by text[], archived_at timestamptz'),
+    ('remote_id', 'channel text not null, account text not null default ''''::text, kind text not null, key text not null, id
+        text, version text, etag text, updated_at timestamptz not null default now()'),
     ('rule', 'id bigint not null identity, channel text not null, route bigint, position integer not null default 100,
         enabled boolean not null default true, status text, headers jsonb not null default ''{}''::jsonb, body jsonpath,
         transport text not null default ''answered''::text, item boolean not null default false, outcome text not null,
@@ -164,7 +166,9 @@ INSERT INTO expected VALUES
         ''hold''::text, coalesce text default ''{key}''::text, quiet interval, quiet_max interval, skip_unchanged
         boolean not null default false, batch_size integer not null default 1, batch_bytes integer, batch_wait interval,
         batch_group text, batch_function text, batch_items text, batch_id text not null default ''{key}''::text,
-        batch_item_id text, batch_item_status text, batch_item_error text, when_dead text not null default ''continue''::text, owner text not null default CURRENT_USER, description text'),
+        batch_item_id text, batch_item_status text, batch_item_error text, when_dead text not null default ''continue''::text,
+        remote text, remote_key text not null default ''{key}''::text, remote_when text not null default ''any''::text,
+        remote_id text, remote_version text, remote_etag text, needs jsonb, lookup jsonb, poll jsonb, owner text not null default CURRENT_USER, description text'),
     ('secret', 'name text not null, value text not null, updated_at timestamptz not null default now()'),
     ('token', 'key text not null, url text not null, access_token text, refresh_token text, secrets_at timestamptz, obtained_at
         timestamptz, expires_at timestamptz, claimed_by integer, claimed_until timestamptz, failures integer not null default 0,
@@ -325,6 +329,9 @@ INSERT INTO expected_function VALUES
     ('rewind(name text, seq bigint) bigint'),
     ('rewind(name text, at timestamptz) bigint'),
     ('safe_seq() bigint'),
+    ('confirm(event_id uuid, channel text, account text, failed text) bigint'),
+    ('confirm(channel text, id text, failed text) bigint'),
+    ('remote(channel text, kind text, key text, account text) accord.remote_id'),
     ('owed(OUT seq bigint, OUT tx_id bigint, OUT ord integer, OUT event_slot smallint, OUT committed_at
         timestamptz, OUT channel text, OUT account text, OUT state text, OUT attempts integer, OUT due_at
         timestamptz, OUT error text) SETOF record'),
@@ -512,7 +519,7 @@ CREATE TEMPORARY VIEW writer_may (name, privilege) AS
            ('row_key', 'EXECUTE'), ('capture', 'EXECUTE'), ('release', 'EXECUTE'),
            ('baseline', 'EXECUTE'), ('manage_claims', 'EXECUTE'), ('unmanage_claims', 'EXECUTE'), ('settle_claims', 'EXECUTE'),
            ('receive', 'EXECUTE'), ('receive_batch', 'EXECUTE'), ('idempotent', 'EXECUTE'),
-           ('not_idempotent', 'EXECUTE'), ('once', 'EXECUTE');
+           ('not_idempotent', 'EXECUTE'), ('once', 'EXECUTE'), ('confirm', 'EXECUTE'), ('remote', 'EXECUTE');
 CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     SELECT unnest(ARRAY['event_log', 'commit_log', 'prepared', 'attempt_log', 'backlog_log', 'cursor_log', 'endpoint_log',
                         'rate_limit', 'paused', 'outbox', 'backlog',
@@ -525,7 +532,8 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['ring_slots', 'verify', 'proof', 'consistency', 'check_proof', 'check_consistency']),
               'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['seal', 'seal_node', 'seal_gap']), 'SELECT'
-    UNION ALL SELECT unnest(ARRAY['rule']), 'SELECT'
+    UNION ALL SELECT unnest(ARRAY['rule', 'remote_id']), 'SELECT'
+    UNION ALL SELECT 'remote', 'EXECUTE'
     UNION ALL SELECT 'token.' || unnest(ARRAY['key', 'url', 'secrets_at', 'obtained_at', 'expires_at', 'claimed_until', 'failures', 'error', 'retry_at']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['captured', 'captured_shape', 'captured_baseline']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['claims', 'claim_resource']), 'SELECT'
@@ -544,7 +552,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
                                   'state_before', 'state_after', 'diff_seq', 'seq_of', 'equality']), 'EXECUTE';
 CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     SELECT * FROM writer_may UNION SELECT * FROM auditor_may
-    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'rule', 'consumer', 'secret', 'source', 'idempotency_scope', 'feed']) t,
+    UNION SELECT t, p FROM unnest(ARRAY['channel', 'account', 'route', 'rate_limit', 'rule', 'remote_id', 'consumer', 'secret', 'source', 'idempotency_scope', 'feed']) t,
                            unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) p
     UNION VALUES ('route_id_seq', 'USAGE'), ('rate_limit_id_seq', 'USAGE'), ('consumer_id_seq', 'USAGE')
     UNION VALUES ('rule_id_seq', 'USAGE')

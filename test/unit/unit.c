@@ -179,7 +179,7 @@ static void
 test_words(void)
 {
 	static const char *const words[] = {
-		"delivered", "retry", "retry_after", "rejected", "unauthorized",
+		"delivered", "accepted", "conflict", "retry", "retry_after", "rejected", "unauthorized",
 		"unreachable", "timeout", "stalled", "cut_off", "unclear", "invalid",
 		"skipped",
 		"superseded", "expired", "discarded", "lost"
@@ -197,19 +197,19 @@ test_words(void)
 /* base, cap, attempts, age, command, ambiguous_retry, keyed, window,
  * hold_dead */
 static const AccordRetryPolicy state = {1000, 600000, 20, DAY_MS,
-false, false, false, 0, false};
+false, false, false, 0, false, false};
 static const AccordRetryPolicy bare = {1000, 600000, 20, DAY_MS,
-true, false, false, 0, false};
+true, false, false, 0, false, false};
 static const AccordRetryPolicy keyed = {1000, 600000, 20, DAY_MS,
-true, false, true, 0, false};
+true, false, true, 0, false, false};
 static const AccordRetryPolicy windowed = {1000, 600000, 20, DAY_MS,
-true, false, true, 60000, false};
+true, false, true, 60000, false, false};
 static const AccordRetryPolicy windowed_state = {1000, 600000, 20, DAY_MS,
-false, false, true, 60000, false};
+false, false, true, 60000, false, false};
 static const AccordRetryPolicy daring = {1000, 600000, 20, DAY_MS,
-true, true, false, 0, false};
+true, true, false, 0, false, false};
 static const AccordRetryPolicy holding = {1000, 600000, 20, DAY_MS,
-false, false, false, 0, true};
+false, false, false, 0, true, false};
 
 static const struct
 {
