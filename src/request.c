@@ -99,6 +99,7 @@ accord_request_add_headers(AccordRequest *request, Jsonb *object,
 
 			text = accord_template_expand(text, true, accord_request_variable,
 										  scope, &missing);
+
 			/*
 			 * a probe is about no event; and what the channel has not told of
 			 * is not said either
