@@ -121,6 +121,20 @@ choose(const AccordDelivery *delivery, const AccordAccount *account,
 	return any ? NULL : own;
 }
 
+AccordRoute *
+accord_choose_for(AccordEvent *event, const AccordAccount *account,
+				  AccordRoute *route)
+{
+	AccordEndpoint endpoint = {.channel = route->channel->name,
+	.account = account ? account->name : ""};
+	AccordDelivery delivery = {.endpoint = &endpoint,.event = event};
+
+	route = choose(&delivery, account, route);
+	if (route != NULL)
+		accord_remote_enter(accord_choose_scope(&delivery, account, route));
+	return route;
+}
+
 /* It waits for that, but not for longer than it may be tried. */
 static void
 wait_for(AccordDesk *desk, AccordDelivery *delivery, const AccordRemote *need,

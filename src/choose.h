@@ -19,6 +19,14 @@ extern bool accord_choose_route(AccordDesk *desk, AccordDelivery *delivery,
 								const AccordAccount *account,
 								AccordRoute **route, TimestampTz now);
 
+/*
+ * The same of an event that is only looked at; account may be NULL. NULL: there
+ * is nothing to send. What it needs it may lack.
+ */
+extern AccordRoute *accord_choose_for(AccordEvent *event,
+									  const AccordAccount *account,
+									  AccordRoute *route);
+
 /* What the channel has of a delivery's thing, and of what its route needs. */
 extern AccordRemoteScope *accord_choose_scope(const AccordDelivery *delivery,
 											  const AccordAccount *account,

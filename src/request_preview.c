@@ -27,6 +27,7 @@
 #include "accord.h"
 #include "auth.h"
 #include "backlog.h"
+#include "choose.h"
 #include "compat.h"
 #include "json.h"
 #include "log.h"
@@ -123,6 +124,23 @@ find_frozen(const Preview *preview)
 		NULL;
 }
 
+/* By what the channel has of it now; false: there is nothing to send. */
+static bool
+choose_route(Preview *preview)
+{
+	AccordRoute *route;
+
+	accord_remote_enter(NULL);
+	if (!preview->channel->remembers)
+		return true;
+	route = accord_choose_for(&preview->event, preview->account,
+							  preview->route);
+	if (route == NULL)
+		return false;
+	preview->route = route;
+	return true;
+}
+
 static void
 make_request(Preview *preview)
 {
@@ -130,16 +148,23 @@ make_request(Preview *preview)
 	Jsonb	   *frozen = find_frozen(preview);
 
 	if (frozen != NULL)
+		frozen = accord_request_sent(frozen);
+	if (frozen != NULL)
 	{
 		accord_request_thaw(request, frozen);
 		add_note(preview, "as it was made when it was sent first");
+	}
+	else if (!choose_route(preview))
+	{
+		request->skip = true;
+		add_note(preview, "no route takes it, by what the channel has of it");
 	}
 	else
 		accord_request_preview(request, preview->route, preview->account,
 							   &preview->event, preview->seq);
 	if (request->error != NULL)
 		add_note(preview, psprintf("it cannot be sent: %s", request->error));
-	else if (request->skip)
+	else if (request->skip && preview->note.len == 0)
 		add_note(preview, "its function has nothing to send");
 	if (request->error != NULL || request->skip)
 		return;

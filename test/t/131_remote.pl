@@ -63,6 +63,8 @@ answers({ match => { path_regex => '^/crud', method => 'POST' }, do => { status 
     { match => { path_regex => '^/crud', method => 'DELETE' }, do => { status => 404 } });
 event('crud', 'k', 'delete');
 wait_for_delivery($node);
+is(sql(q{SELECT note FROM accord.preview((SELECT event_id FROM accord.event_log WHERE topic = 'crud.changed'), 'crud')}),
+    'no route takes it, by what the channel has of it', '... as a preview says');
 is(outcomes('crud', 'k'), 'skipped there is nothing to send: no route takes it, by what the channel has of it',
     'a delete of what never had an id is nothing to send');
 event('crud', 'k', 'insert');
@@ -71,6 +73,8 @@ is(remote('crud'), 'code k c 7 1', 'an id and a version, mined from the answer')
 event('crud', 'k');
 wait_for_delivery($node);
 is(remote('crud'), 'code k c 7 2', '... each kept until it changes');
+like(sql(q{SELECT method || ' ' || url FROM accord.preview((SELECT event_id FROM accord.event_log WHERE topic = 'crud.changed' AND op = 'update'), 'crud')}),
+    qr{^PUT http://.*/crud/codes/c%207$}, 'a preview knows what the channel has');
 event('crud', 'k', 'delete');
 wait_for_delivery($node);
 is(remote('crud'), '', 'a delete forgets them');
