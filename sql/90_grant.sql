@@ -11,7 +11,8 @@ GRANT SELECT ON accord.status, accord.progress, accord.pg_stat_accord, accord.pg
     accord.consumer_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION accord.endpoint_state(text, text), accord.endpoint_counters(text, text),
     accord.database_counters(), accord.latency_bounds(), accord.ring_slots(), accord.consumer_position(bigint),
-    accord.safe_seq(), accord.watch(text, integer), accord.bar(double precision, double precision, integer) TO pg_monitor;
+    accord.silence(), accord.safe_seq(), accord.watch(text, integer),
+    accord.bar(double precision, double precision, integer) TO pg_monitor;
 
 -- Helpers instead of roles of our own: the application's roles get what a writer, auditor or admin needs.
 CREATE FUNCTION accord.check_role(role regrole) RETURNS void

@@ -120,7 +120,7 @@ REVOKE ALL ON accord.consumer FROM PUBLIC;
 $function
 REVOKE ALL ON FUNCTION accord.grant_auditor(regrole) FROM PUBLIC;
 SQL
-install_script("pg_accord--0.9--$present.sql", "$add\n$view\nREVOKE ALL ON accord.consumer_status FROM PUBLIC;\n");
+install_script("pg_accord--0.9--$present.sql", "$add\n$view\nREVOKE ALL ON accord.consumer_status FROM PUBLIC;\nGRANT SELECT ON accord.consumer_status TO pg_monitor;\n");
 try_version('0.9', $fresh);
 
 # ---- a difference is found
