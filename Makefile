@@ -7,6 +7,7 @@
 #                  make lint       the house rules
 #                  make indent     formats src/ (make check-format only looks)
 #                  make bench      the measurements
+#                  make reference  docs/reference.md, from the catalogue
 #                  make chaos      minutes of everything that goes wrong, and an account of every event (root)
 #                  make demo       the demonstration
 #                  make dist       what PGXN takes
@@ -103,6 +104,9 @@ bench:
 chaos:
 	test/chaos/run
 
+reference:
+	test/run reference
+
 lint: all
 	test/lint/run
 
@@ -112,4 +116,4 @@ indent:
 check-format:
 	test/indent --check
 
-.PHONY: install-ical uninstall-ical all dist test test-majors mutants demo bench chaos lint indent check-format
+.PHONY: install-ical uninstall-ical all dist test test-majors mutants demo bench reference chaos lint indent check-format

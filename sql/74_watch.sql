@@ -31,7 +31,7 @@ CREATE FUNCTION accord.watch(channel text DEFAULT NULL, max integer DEFAULT 30)
                      CASE WHEN s.last_error_at > s.last_delivered_at OR s.last_delivered_at IS NULL
                           THEN left(translate(s.last_error, E'\n\r\t', '   '), 60) END)
     FROM shown s
-    ORDER BY s.state IN ('failing', 'broken', 'throttled', 'stopped') DESC, s.owed DESC NULLS LAST, s.delivered_1m DESC NULLS LAST,
+    ORDER BY s.state IN ('failing', 'broken', 'throttled', 'stopped', 'copy') DESC, s.owed DESC NULLS LAST, s.delivered_1m DESC NULLS LAST,
              s.channel, s.account NULLS FIRST
     LIMIT watch.max
 $$;
