@@ -120,6 +120,13 @@ sub run_part
     return;
 }
 
+# The reference is what the catalogue says.
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_accord');
+my ($reference, $complaint);
+PostgreSQL::Test::Utils::run_log([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('postgres'), '-f', "$top/docs/reference.sql" ],
+    '>', \$reference, '2>', \$complaint);
+ok($reference eq PostgreSQL::Test::Utils::slurp_file("$top/docs/reference.md"), 'docs/reference.md is what the catalogue says; else: make reference');
+
 my $number = 0;
 for my $page (@pages)
 {
