@@ -12,6 +12,7 @@
 #include "catalog/pg_proc.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "nodes/plannodes.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/jsonb.h"
@@ -155,6 +156,27 @@ accord_unicode_to_server(pg_wchar c, unsigned char *buffer)
 	return converted;
 }
 #endif
+
+/*
+ * The next relation that a statement writes to after the given one (-1: the
+ * first), as an index of its range table; negative: no more. 19 has them as a
+ * set.
+ */
+static inline int
+accord_next_result_relation(const PlannedStmt *plan, int after)
+{
+#if PG_VERSION_NUM >= 190000
+	return bms_next_member(plan->resultRelationRelids, after);
+#else
+	int			next = -2;
+	ListCell   *lc;
+
+	foreach(lc, plan->resultRelations)
+		if (lfirst_int(lc) > after && (next < 0 || lfirst_int(lc) < next))
+		next = lfirst_int(lc);
+	return next;
+#endif
+}
 
 /* 19 keeps what is being built of a jsonb, and the result, in one struct. */
 #if PG_VERSION_NUM >= 190000

@@ -28,6 +28,7 @@
 #include "utils/timestamp.h"
 
 #include "accord.h"
+#include "compat.h"
 #include "config.h"
 #include "db.h"
 #include "log.h"
@@ -322,12 +323,13 @@ accord_outbox_refuse_replica(Oid relid)
 static void
 start_query(QueryDesc *query, int flags)
 {
-	ListCell   *lc;
+	PlannedStmt *plan = query->plannedstmt;
+	int			relation = -1;
 
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
-		foreach(lc, query->plannedstmt->resultRelations)
-			accord_outbox_refuse_replica(rt_fetch(lfirst_int(lc),
-												  query->plannedstmt->rtable)->relid);
+		while ((relation = accord_next_result_relation(plan, relation)) > 0)
+			accord_outbox_refuse_replica(rt_fetch(relation,
+												  plan->rtable)->relid);
 	if (next_executor_start != NULL)
 		next_executor_start(query, flags);
 	else
