@@ -106,11 +106,14 @@ accord_config_op(const char *word)
 	return -1;
 }
 
-/* Relation cache callback. */
+/*
+ * Relation cache callback. While the first one is being read nobody knows yet
+ * whose change concerns it: any does.
+ */
 static void
 forget_config(Datum arg, Oid relid)
 {
-	if (!OidIsValid(relid))
+	if (!OidIsValid(relid) || current == NULL)
 		stale = true;
 	for (int i = 0; !stale && current != NULL && i < lengthof(tables); i++)
 		stale = current->relids[i] == relid;

@@ -553,8 +553,9 @@ collect_headers(const AccordSignRequest *request, const UrlParts *url,
 		made->lines[i - request->n_headers];
 		size_t		len = strcspn(line, ":");
 
-		if (pg_strncasecmp(line, "x-amz-", 6) != 0 &&
-			pg_strncasecmp(line, "content-type:", 13) != 0)
+		if (line[len] == '\0' ||
+			(pg_strncasecmp(line, "x-amz-", 6) != 0 &&
+			 pg_strncasecmp(line, "content-type:", 13) != 0))
 			continue;
 		one.headers = &line;
 		one.n_headers = 1;

@@ -23,7 +23,7 @@ use Test::More ();
 use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(new_node start_stub send_everything patient channel route insert_row insert_sql literal events poll_until workers dispatcher
-  memory_below crash_server wait_for_delivery wait_for_rows timeout_default
+  memory_below kill_dispatcher crash_server wait_for_delivery wait_for_rows timeout_default
   fullest rows_with);
 
 # Seconds that a condition may take before the test gives up on it.
@@ -157,6 +157,18 @@ sub dispatcher
     poll_until(sub { @pids = workers($node, 'dispatcher', $database || 'postgres') }, 'a dispatcher');
     die "there are several dispatchers: @pids\n" if @pids > 1;
     return $pids[0];
+}
+
+# Ends the only dispatcher by SIGKILL, upon which the server starts anew, and waits until it has: until the postmaster has
+# seen to the dead process, it takes connections as if nothing had happened.
+sub kill_dispatcher
+{
+    my ($node) = @_;
+    my $pid = dispatcher($node);
+    kill 'KILL', $pid;
+    poll_until(sub { !kill 0, $pid }, 'the dispatcher to be gone');
+    $node->poll_query_until('postgres', 'SELECT true') or die "the server did not come back\n";
+    return;
 }
 
 # Whether so many kB are less than the limit; under SANITIZE nobody knows, as the sanitizer takes much more itself.

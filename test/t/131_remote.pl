@@ -24,14 +24,6 @@ sub answers
     return;
 }
 
-# Ends the dispatcher by SIGKILL, upon which the server starts anew.
-sub kill_dispatcher
-{
-    kill 'KILL', dispatcher($node);
-    poll_until(sub { system('psql', '-qXAt', '-o', '/dev/null', '-d', $node->connstr('postgres'), '-c', 'SELECT 1') == 0 }, 'the server to be back');
-    return;
-}
-
 # A channel with three routes: create, update, delete.
 sub crud
 {
@@ -178,7 +170,7 @@ events($node, { topic => 'rate.set', key => 'other', payload => '{"room": "8"}' 
 wait_for_rows($node, q{SELECT key || ' ' || error FROM accord.dead_letter WHERE channel = 'tree'}, 'lost the event does not say which room it needs');
 wait_for_rows($node, q{SELECT count(*) FROM accord.backlog WHERE channel = 'tree' AND state = 'waiting'}, 9);
 is(scalar(lines('tree')), 0, 'children wait for their parent');
-kill_dispatcher();
+kill_dispatcher($node);
 events($node, { topic => 'rate.set', key => 'late', payload => '{"room": "7"}' });
 events($node, { topic => 'room.made', key => '7', payload => '{}' });
 wait_for_rows($node, q{SELECT count(*) FROM accord.attempt WHERE channel = 'tree' AND outcome = 'delivered'}, 10);
@@ -209,7 +201,7 @@ answers({ match => { path_regex => '^/kill/codes', method => 'POST', times => 1 
     { match => { path_regex => '^/kill/find' }, do => { body => { id => 'z' } } });
 event('kill', 'k', 'insert');
 poll_until(sub { lines('kill') == 1 }, 'the create');
-kill_dispatcher();
+kill_dispatcher($node);
 poll_until(sub { lines('kill') == 3 }, 'the look-up');
 crash_server($node);
 event('kill', 'k', 'update');

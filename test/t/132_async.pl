@@ -20,13 +20,6 @@ sub answers { my (@rules) = @_; push @script, @rules; $stub->script(\@script); r
 sub state_of { my ($name) = @_; return sql("SELECT string_agg(key || ' ' || state, ', ' ORDER BY key) FROM accord.backlog WHERE channel = '$name'"); }
 sub outcomes { my ($name) = @_; return sql("SELECT string_agg(concat_ws(' ', outcome, status, error), ', ' ORDER BY recorded_at, attempt) FROM accord.attempt WHERE channel = '$name'"); }
 
-sub kill_dispatcher
-{
-    kill 'KILL', dispatcher($node);
-    poll_until(sub { system('psql', '-qXAt', '-o', '/dev/null', '-d', $node->connstr('postgres'), '-c', 'SELECT 1') == 0 }, 'the server to be back');
-    return;
-}
-
 sub channel_of
 {
     my ($name, %route) = @_;
@@ -74,7 +67,7 @@ answers({ match => { path_regex => '^/late' }, do => { status => 202 } });
 events($node, { topic => 'late', key => 'k' });
 poll_until(sub { lines('late') =~ m{GET} }, 'a question');
 like(state_of('late'), qr/^k (accepted|held)$/, 'it is accepted');
-kill_dispatcher();
+kill_dispatcher($node);
 wait_for_rows($node, q{SELECT state || ' ' || error FROM accord.backlog WHERE channel = 'late'}, 'held the channel accepted it, and did not say in time what became of it');
 is(scalar(grep { $_->{method} eq 'POST' } requests('late')), 1, 'a command that is not settled in time is held, not repeated');
 
@@ -134,7 +127,7 @@ like(sql(q{SELECT string_agg(concat_ws(' ', outcome, error), ', ' ORDER BY recor
     qr/^cut_off .*delivered it was looked up: it had been done$/, 'as attempt_log tells');
 events($node, { topic => 'verify', key => 'crash', payload => '"crash"' });
 poll_until(sub { grep { $_->{body} =~ /"crash"$/ } requests('verify') }, 'the command');
-kill_dispatcher();
+kill_dispatcher($node);
 wait_for_rows($node, q{SELECT string_agg(concat_ws(' ', outcome, error), ', ' ORDER BY recorded_at, attempt) FROM accord.attempt WHERE channel = 'verify' AND key = 'crash'},
     'lost the server stopped while the request was in flight, delivered it was looked up: it had been done');
 is(scalar(grep { $_->{path} =~ /jobs/ && $_->{body} =~ /crash/ } requests('verify')), 1, 'one that was under way at a crash is looked up, not repeated');
