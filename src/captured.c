@@ -318,7 +318,9 @@ accord_captured_follow(bool concerned)
 											   TYPALIGN_INT));
 	n_dropped = 0;
 	unmanaged = false;
-	if (creating_extension || !OidIsValid(accord_db_relid_if_any("captured_shape")))
+	/* pg_upgrade makes our tables one by one, and brings their rows after */
+	if (creating_extension || IsBinaryUpgrade ||
+		!OidIsValid(accord_db_relid_if_any("captured_shape")))
 		return;
 	call_as_owner("SELECT accord.capture_follow($1)", 1, &type, &argument,
 				  NULL);
