@@ -33,6 +33,7 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "accord.h"
@@ -169,6 +170,8 @@ accord_identity_here(void)
 	}
 	stale = false;
 	looked_with = accord_on_promotion;
+	/* the caller's may be from before a change that it was told of */
+	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
 	origin = find_origin(&has_ours);
 	if (origin == ORIGIN_UNKNOWN ||
@@ -183,6 +186,7 @@ accord_identity_here(void)
 			"system_identifier = $1 AND database = $2 AND timeline <> $3",
 			false, SPI_OK_UPDATE);
 	SPI_finish();
+	PopActiveSnapshot();
 	here = reason == NULL;
 	if (!here)
 		ereport(WARNING,
