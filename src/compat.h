@@ -12,7 +12,7 @@
 #include "catalog/pg_proc.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "nodes/plannodes.h"
+#include "nodes/pg_list.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/jsonb.h"
@@ -158,25 +158,28 @@ accord_unicode_to_server(pg_wchar c, unsigned char *buffer)
 #endif
 
 /*
- * The next relation that a statement writes to after the given one (-1: the
- * first), as an index of its range table; negative: no more. 19 has them as a
- * set.
+ * The next relation that a statement's plan writes to after the given one (-1:
+ * the first), as an index of its range table; negative: no more. 19 has them
+ * as a set.
  */
-static inline int
-accord_next_result_relation(const PlannedStmt *plan, int after)
-{
 #if PG_VERSION_NUM >= 190000
-	return bms_next_member(plan->resultRelationRelids, after);
+#define accord_next_result_relation(plan, after) \
+	bms_next_member((plan)->resultRelationRelids, (after))
 #else
+#define accord_next_result_relation(plan, after) \
+	accord_next_in_list((plan)->resultRelations, (after))
+static inline int
+accord_next_in_list(const List *list, int after)
+{
 	int			next = -2;
 	ListCell   *lc;
 
-	foreach(lc, plan->resultRelations)
+	foreach(lc, list)
 		if (lfirst_int(lc) > after && (next < 0 || lfirst_int(lc) < next))
 		next = lfirst_int(lc);
 	return next;
-#endif
 }
+#endif
 
 /* 19 keeps what is being built of a jsonb, and the result, in one struct. */
 #if PG_VERSION_NUM >= 190000
