@@ -1,12 +1,14 @@
 -- watch: how endpoints are doing, drawn for a terminal.
 
--- Full blocks and a part of one where the encoding has them, else number signs. (0 * e: not a constant, which would be
--- computed in every encoding.)
+-- Full blocks and a part of one where the encoding has them, else number signs. (The encoding is asked within chr(), too: the
+-- planner computes an expression of constants, from 18 on also of known arguments, in every encoding.)
 CREATE FUNCTION accord.bar(value double precision, most double precision, width integer) RETURNS text
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN value IS NULL OR value <= 0 OR most <= 0 THEN ''
                 WHEN getdatabaseencoding() <> 'UTF8' THEN repeat('#', least(ceil(value / most * width)::integer, width))
-                ELSE repeat(chr(9608 + 0 * e), e / 8) || CASE WHEN e % 8 > 0 THEN chr(9616 - e % 8) ELSE '' END END
+                ELSE repeat(chr(CASE WHEN getdatabaseencoding() = 'UTF8' THEN 9608 ELSE 35 END), e / 8)
+                     || CASE WHEN e % 8 > 0 THEN chr(CASE WHEN getdatabaseencoding() = 'UTF8' THEN 9616 - e % 8 ELSE 35 END)
+                             ELSE '' END END
     FROM (SELECT least(ceil(value / nullif(most, 0) * width * 8)::integer, width * 8) AS e) s
 $$;
 COMMENT ON FUNCTION accord.bar(double precision, double precision, integer) IS 'internal: a bar of so many characters when the value is the most there is';
