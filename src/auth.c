@@ -539,11 +539,27 @@ basic_text(const AccordAuth *auth)
 	return accord_mac_base64(both, strlen(both));
 }
 
+/* As it stands in a URL: percent-encoded, with these digits. */
+static char *
+url_text(const char *value, const char *format)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	for (const char *c = value; *c != '\0'; c++)
+		if ((*c >= '0' && *c <= '9') || (*c >= 'A' && *c <= 'Z') ||
+			(*c >= 'a' && *c <= 'z') || strchr("-._~", *c) != NULL)
+			appendStringInfoChar(&text, *c);
+		else
+			appendStringInfo(&text, format, (unsigned char) *c);
+	return text.data;
+}
+
 const char *
 accord_auth_redact(const AccordAuth *auth, const char *access,
 				   const char *bytes, size_t *len, size_t keep)
 {
-	const char *texts[ACCORD_SIGN_SECRETS + 2];
+	const char *texts[ACCORD_SIGN_SECRETS + 3];
 	size_t		longest = 0;
 	int			n = 0;
 
@@ -552,6 +568,11 @@ accord_auth_redact(const AccordAuth *auth, const char *access,
 			texts[n++] = auth->secrets[i].value;
 	if (n > 0 && auth->type == ACCORD_AUTH_BASIC)
 		texts[n++] = basic_text(auth);
+	if (n > 0 && auth->type == ACCORD_AUTH_QUERY)
+	{
+		texts[n++] = url_text(auth->secrets[0].value, "%%%02X");
+		texts[n++] = url_text(auth->secrets[0].value, "%%%02x");
+	}
 	if (access != NULL)
 		texts[n++] = access;
 	for (int i = 0; i < n; i++)

@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "parser/parse_func.h"
+#include "tcop/tcopprot.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -798,7 +799,7 @@ open_secret(RowCheck *check, const AccordSecretKeys *keys, const char *value)
 
 /*
  * What is stored: sealed by the first key, or as it was given where there are
- * no keys. The statement's text is taken out of sight.
+ * no keys.
  */
 static void
 check_secret(RowCheck *check)
@@ -810,8 +811,6 @@ check_secret(RowCheck *check)
 	bool		renamed = check->old != NULL && column_changed(check, "name");
 	bool		changed = renamed || column_changed(check, "value");
 
-	pgstat_report_activity(STATE_RUNNING,
-						   "<a statement that sets accord.secret>");
 	if (plain != NULL)
 	{
 		check_secret_value(name, plain);
@@ -948,6 +947,21 @@ lacks_column(RowCheck *check, const char *const *needed)
 	return false;
 }
 
+/*
+ * The statement holds a secret: it is taken out of sight of others, and of the
+ * server's log, which shows whole what fails.
+ */
+static void
+hide_statement(void)
+{
+	static const char hidden[] = "<a statement that sets accord.secret>";
+
+	pgstat_report_activity(STATE_RUNNING, hidden);
+	if (debug_query_string != NULL)
+		debug_query_string = hidden;
+}
+
+
 Datum
 accord_config_check(PG_FUNCTION_ARGS)
 {
@@ -967,6 +981,8 @@ accord_config_check(PG_FUNCTION_ARGS)
 	else
 		check.row = trigger->tg_trigtuple;
 
+	if (strcmp(RelationGetRelationName(check.rel), "secret") == 0)
+		hide_statement();
 	accord_constraint_check(check.rel, check.row);
 	for (int i = 0; i < lengthof(checks); i++)
 		if (strcmp(RelationGetRelationName(check.rel), checks[i].table) == 0 &&

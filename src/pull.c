@@ -40,10 +40,12 @@
 #include "errand.h"
 #include "json.h"
 #include "pull.h"
+#include "settle.h"
 
 #define ASK_AT_ONCE 64			/* pulls begun in one turn */
 #define ASK_CHANNEL 8			/* ... and under way for one channel */
 #define ASK_AGAIN USECS_PER_SEC /* one for which there was no room */
+#define MAX_REFUSAL 1024		/* bytes of an answer that is none */
 #define MAX_HEEDED 64			/* looked at one by one; else all are */
 
 typedef enum PullKind
@@ -387,6 +389,17 @@ note_answer(AccordErrand *errand, const AccordHttpResponse *response,
 	}
 	else if (response->truncated)
 		pull->error = pstrdup("the answer is larger than max_page allows");
+	else if ((pull->status < 200 || pull->status > 299) &&
+			 errand->connection != NULL)
+	{
+		/* of what is refused a part is kept, for people */
+		pull->headers = headers_text(response);
+		pull->body = accord_settle_foreign_text(errand->connection,
+												response->body,
+												response->body_len,
+												MAX_REFUSAL);
+		pull->body_len = strlen(pull->body);
+	}
 	else
 	{
 		pull->headers = headers_text(response);

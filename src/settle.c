@@ -204,15 +204,10 @@ show_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 	}
 }
 
-/*
- * What the other side said, fit to be kept: a server that echoes what it was
- * sent echoes the credential as well.
- */
-static char *
-foreign_text(const AccordDelivery *delivery, const char *bytes, size_t len,
-			 size_t keep)
+char	   *
+accord_settle_foreign_text(const AccordConnection *connection,
+						   const char *bytes, size_t len, size_t keep)
 {
-	const AccordConnection *connection = delivery->endpoint->connection;
 	const char *access = connection->token ? connection->token->access : NULL;
 
 	if (connection->hub->config != NULL)
@@ -248,11 +243,14 @@ add_attempt(AccordDelivery *delivery, AccordOutcome outcome,
 		row->status = response->result.status;
 		row->sent = accord_retry_sent_word(response->result.sent);
 		if (outcome != ACCORD_OUTCOME_DELIVERED && response->body_len > 0)
-			row->response = foreign_text(delivery, response->body,
-										 response->body_len,
-										 accord_response_excerpt);
+			row->response =
+				accord_settle_foreign_text(delivery->endpoint->connection,
+										   response->body, response->body_len,
+										   accord_response_excerpt);
 		if (response->request_id != NULL)
-			row->request_id = foreign_text(delivery, response->request_id,
+			row->request_id =
+				accord_settle_foreign_text(delivery->endpoint->connection,
+										   response->request_id,
 										   strlen(response->request_id), 200);
 	}
 	else if (outcome == ACCORD_OUTCOME_LOST)
@@ -555,8 +553,10 @@ settle_judged(AccordDelivery *delivery, const AccordHttpResponse *response,
 	};
 
 	if (judgement->error != NULL)
-		conclusion.error = foreign_text(delivery, judgement->error,
-										strlen(judgement->error), 1000);
+		conclusion.error =
+			accord_settle_foreign_text(delivery->endpoint->connection,
+									   judgement->error,
+									   strlen(judgement->error), 1000);
 	if (is_token_refused(delivery, response, judgement, now))
 	{
 		settle_with_new_token(delivery, response, conclusion.error, now);

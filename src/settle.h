@@ -12,6 +12,14 @@
 
 extern void accord_settle_init(AccordDesk *desk);
 
+/*
+ * What the other side said, fit to be kept, "keep" bytes at most: a server that
+ * echoes what it was sent echoes the credential as well. palloc'd.
+ */
+extern char *accord_settle_foreign_text(const AccordConnection *connection,
+										const char *bytes, size_t len,
+										size_t keep);
+
 /* An answer (or none) came back for a TAKEN delivery. */
 extern void accord_settle_response(AccordDelivery *delivery,
 								   const AccordHttpResponse *response,

@@ -40,7 +40,7 @@ sub store
 {
     my ($name, $text) = @_;
     my (undef, undef, $said) = $node->psql('postgres',
-        insert_sql('secret', name => $name, value => $text)
+        'SET log_statement = none; ' . insert_sql('secret', name => $name, value => $text)
           . ' ON CONFLICT (name) DO UPDATE SET value = excluded.value', extra_params => [ '-v', 'VERBOSITY=verbose' ]);
     return $said;
 }
@@ -93,6 +93,10 @@ for my $what (sort keys %broken)
     unlike($said, qr/Never-Stored.*HINT/s, '... without showing the secret');
 }
 is(stored('pms'), '', '... and nothing is stored in plain text instead');
+my (undef, undef, $refusals) = $node->psql('postgres', 'SET log_statement = none;' . join(';',
+        insert_sql('secret', name => 'no name', value => 'Never-Stored'), insert_sql('secret', name => 'two', value => "Never-Stored\nlines"),
+        q{UPDATE accord.secret SET name = NULL, value = 'Never-Stored'}), on_error_stop => 0);
+is(scalar(() = $refusals =~ /ERROR:/g), 3, 'bad names and values are refused');
 
 # ---- sealed
 
@@ -184,4 +188,6 @@ my ($found) = PostgreSQL::Test::Utils::run_command([ 'grep', '-rl', 'Sealed-2', 
 is($found, '', 'no file of the cluster holds a secret that was set with a key');
 my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile);
 ok($log !~ /[abc]{64}/, 'the log shows no key');
+ok($log !~ /Never-Stored/, 'nor the statements that failed to set a secret');
+ok($log =~ /STATEMENT:  <a statement that sets accord.secret>/, '... but that there were such');
 done_testing();

@@ -50,7 +50,7 @@ for my $name (sort keys %auth)
 }
 # Each is refused once, with an answer that holds all it was sent; then it is accepted.
 $stub->script([
-    map { { match => { path_regex => "^/$_/", times => 1 }, do => { status => 503, body => "echo: $secret{$_}" } } }
+    map { { match => { path_regex => "^/$_/", times => 1 }, do => { status => 503, body => "echo: $secret{$_} at ?key=Query%20Secret%2F4%265%3D6" } } }
       grep { exists $secret{$_} } sort keys %auth ]);
 for my $name (sort keys %auth)
 {
@@ -208,6 +208,8 @@ is(($stub->log)[-1]{headers}{authorization}, "Bearer $secret{bearer}", 'what was
 
 is(value(q{SELECT count(*) FROM accord.attempt_log WHERE response LIKE 'echo: %***%'}), 6,
     'what a server echoes is kept without the credential');
+is(value(q{SELECT count(*) FROM accord.attempt_log WHERE channel = 'query' AND response LIKE 'echo: *** at ?key=***'}), 1,
+    '... also as it stands in a URL');
 is(join(' ', rows_with($node, map { $secret{$_} } grep { $_ ne 'hex' } sort keys %secret)), '',
     'no table but accord.secret holds a secret');
 my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile);

@@ -146,6 +146,14 @@ wait_for_rows($node, "SELECT state FROM accord.feed_status WHERE feed = 'snapsho
 $stub->script([ { match => { path_regex => '/snapshot', header => { 'If-None-Match' => '"v1"' } }, do => { status => 304 } } ]);
 poll('snapshot');
 is(sql(q{SELECT error IS NULL, received FROM accord.feed_status WHERE feed = 'snapshot'}), 't|12', 'an ETag is given back');
+$stub->script([ page('/dated', [ { id => 'a', n => 1 } ], headers => { 'Last-Modified' => 'Sun, 01 Nov 2026 10:00:00 GMT' }) ]);
+feed('dated', path => '/dated', item_key => '$.id');
+wait_for_rows($node, "SELECT state FROM accord.feed_status WHERE feed = 'dated'", 'idle');
+$stub->script([ { match => { path_regex => '/dated', header => { 'If-Modified-Since' => '^Sun, 01 Nov 2026 10:00:00 GMT$' } }, do => { status => 304 } },
+        { match => { path_regex => '/dated' }, do => { status => 400 } } ]);
+poll('dated');
+is(sql(q{SELECT error IS NULL, received FROM accord.feed_status WHERE feed = 'dated'}), 't|1', 'and so is a date');
+
 $stub->script([ page('/snapshot', [ @all[ 2 .. 11 ] ]) ]);
 poll('snapshot');
 is(sql(q{SELECT string_agg(key || ':' || op || ':' || (payload ->> 'vanished'), ' ' ORDER BY ord) FROM accord.event_log
@@ -220,6 +228,17 @@ wait_for_rows($node, q{SELECT account, state FROM accord.feed_status WHERE feed 
 is(sql(q{SELECT key, account FROM accord.event_log WHERE topic = 'accounts' ORDER BY 1}), "x|h1\ny|h2", 'and its events are its own');
 
 # The places of feeds outlive the turning of their ring.
+# A server that echoes what it was sent echoes the credential.
+my $secret = 'Feed-Secret-9';
+insert_row($node, 'secret', name => 'telltale', value => $secret);
+channel($node, $stub, 'telltale', auth => '{"type": "bearer", "secret": "telltale"}', retry_base => '10 ms', retry_cap => '50 ms', route => 1);
+$stub->script([ { match => { path_regex => '/echo' }, do => { status => 500, body => "you are Bearer $secret" } } ]);
+feed('echo', channel => 'telltale', path => '/echo', item_key => '$.id');
+wait_for_rows($node, "SELECT DISTINCT error FROM accord.feed_status WHERE feed = 'echo'", 'the channel answered 500: you are Bearer ***');
+is(($stub->log)[-1]{headers}{authorization}, "Bearer $secret", 'a feed is asked for with the credential of its channel');
+is(join(' ', rows_with($node, $secret)), '', '... which no table shows, whatever the channel answers');
+sql("UPDATE accord.feed SET enabled = false WHERE name = 'echo'");
+
 my $places = sql('SELECT array_agg((feed, account, state, received, cursor, since) ORDER BY feed, account) FROM accord.feed_status');
 sql('SELECT accord.turn_rings(true)') for 1 .. 9;
 is(sql('SELECT array_agg((feed, account, state, received, cursor, since) ORDER BY feed, account) FROM accord.feed_status'),
