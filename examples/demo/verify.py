@@ -81,6 +81,8 @@ def check_site(base):
     counts = database.rows("""SELECT count(*) AS events, (SELECT count(*) FROM accord.inbox i JOIN accord.event_log e
         ON e.event_id = i.event WHERE e.topic LIKE 'ota%') AS webhooks FROM accord.event_log WHERE source = 'ota'""")[0]
     result['doubled'] = counts['events'] - counts['webhooks'] - sum(b[-1] for b in there.values())
+    # the news is to have come by webhooks, not by the interval of the feed alone
+    result['missing'] = result.get('missing', 0) + (counts['webhooks'] == 0)
     result['note'] = 'ota made {:,} bookings of its own and changed them {:,} times; {:,} webhooks told of news'.format(
         len(there), sum(b[-1] - 1 for b in there.values()), counts['webhooks'])
     return result

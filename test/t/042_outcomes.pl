@@ -113,6 +113,9 @@ my %case = (
     silence => { do => { hang => 1 }, channel => { timeout => '2 s' }, expect => 'timeout|unknown||retrying' },
     long_body => {
         do => { stall_after_bytes => 10 }, channel => { timeout => '2 s' }, expect => 'timeout|unknown|200|retrying' },
+    drop_by_drop => {
+        do => { drip => { bytes => 1, every_ms => 200 }, body => 'z' x 1000 }, channel => { timeout => '2 s' },
+        expect => 'timeout|unknown|200|retrying' },
     stalled => { do => { hang => 1 }, channel => { stall_timeout => '1 s' }, expect => 'stalled|unknown||retrying' },
     stalled_body => {
         do => { stall_after_bytes => 10 }, channel => { stall_timeout => '1 s' },

@@ -1,5 +1,5 @@
 # examples/ota.sql, as it stands, against Stoplight's Prism, which holds our requests against an OpenAPI description: rows
-# change, and what arrives is what the site's description says, some hundred nights in a few calls; what breaks it is
+# change, and what arrives is what our description of such a site (test/openapi/ota.yaml) says, some hundred nights in a few calls; what breaks it is
 # told, so that this test can fail. Needs @stoplight/prism-cli in ACCORD_NODE_MODULES.
 use strict;
 use warnings FATAL => 'all';
