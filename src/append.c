@@ -14,7 +14,9 @@
  *   - A lock taken in a subtransaction goes with it: the lock manager is asked
  *     again whenever the subtransaction is another one.
  *   - What is kept is made anew after the relation cache said that the table,
- *     or one of its indexes, changed.
+ *     or one of its indexes, changed. That may be said whenever a lock is
+ *     waited for, also in the middle of a row (its TOAST table, an index): from
+ *     then on what an access method has kept for an index is not used.
  *
  * On failure everything raises as PostgreSQL does; what is kept survives.
  */
@@ -205,6 +207,9 @@ insert_entries(Target *target, Relation heap, const Datum *values,
 		index = index_open(entry->relid,
 						   entry->locked ? NoLock : RowExclusiveLock);
 		entry->locked = true;
+		/* what the access method keeps may point into what is gone now */
+		if (target->stale)
+			info = BuildIndexInfo(index);
 		for (int k = 0; k < info->ii_NumIndexAttrs; k++)
 		{
 			int			at = info->ii_IndexAttrNumbers[k] - 1;
@@ -212,6 +217,7 @@ insert_entries(Target *target, Relation heap, const Datum *values,
 			entry_values[k] = values[at];
 			entry_nulls[k] = nulls[at];
 		}
+		Assert(info != entry->info || !target->stale);
 		index_insert(index, entry_values, entry_nulls,
 					 &target->row->tts_tid, heap,
 					 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,

@@ -79,7 +79,7 @@ sub finish
 my @running = run_all();
 my $writer = open_session($node);
 $writer->send(q{UPDATE booking SET note = coalesce(note, '') || 'x' WHERE k % 7 = } . "$_ AND k IN ($kept)") for 0 .. 6;
-$node->poll_query_until('postgres', 'SELECT count(*) > 200 FROM accord.inbox') or die "nothing was received\n";
+$node->poll_query_until('postgres', 'SELECT count(*) > 20 FROM accord.inbox') or die "nothing was received\n";
 crash_server($node);
 my $cut = finish(@running);
 like($cut, qr/server closed the connection|terminating connection|could not connect|no connection|connection to server/,
