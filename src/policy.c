@@ -51,6 +51,7 @@ typedef struct Entry
 
 static HTAB *entries = NULL;
 static Oid	table_oids[2];		/* of managed and policy */
+static uint64 n_changes = 0;	/* heard of, that concerned an entry */
 
 static const char *const words[] = {
 	[ACCORD_LATEST] = "latest",
@@ -84,11 +85,13 @@ mark_stale(Datum arg, Oid relid)
 	bool		all = !OidIsValid(relid) || relid == table_oids[0] ||
 	relid == table_oids[1];
 
+	n_changes += all;
 	hash_seq_init(&scan, entries);
 	while ((entry = hash_seq_search(&scan)) != NULL)
 	{
 		if (!all && entry->relid != relid)
 			continue;
+		n_changes++;
 		entry->is_absent = false;
 		if (entry->managed != NULL)
 			entry->managed->stale = true;
@@ -431,6 +434,7 @@ accord_policy_find(Oid relid)
 {
 	Entry	   *entry = find_entry(relid);
 	AccordManaged *managed;
+	uint64		before;
 
 	if (entry->managed != NULL && !entry->managed->stale)
 		return entry->managed;
@@ -439,12 +443,15 @@ accord_policy_find(Oid relid)
 	retire(entry);
 	table_oids[0] = accord_db_relid("managed");
 	table_oids[1] = accord_db_relid("policy");
+	before = n_changes;
 	managed = make_managed(relid);
 	/* made: nothing raises any more, and none else can have been made */
 	entry = find_entry(relid);
-	entry->is_absent = managed == NULL;
+	/* who was told of a change while reading may have read what was before */
+	entry->is_absent = managed == NULL && n_changes == before;
 	if (managed == NULL)
 		return NULL;
+	managed->stale = n_changes != before;
 	retire(entry);
 	MemoryContextSetParent(managed->context, CacheMemoryContext);
 	entry->managed = managed;
