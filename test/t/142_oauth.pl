@@ -156,6 +156,9 @@ const { OAuth2Server } = await import(pathToFileURL(process.env.ACCORD_NODE_MODU
 const server = new OAuth2Server();
 await server.issuer.keys.generate('RS256');
 await server.start(0, '127.0.0.1');
+// two of one second would be the same
+let issued = 0;
+server.service.on('beforeTokenSigning', token => { token.payload.jti = String(++issued); });
 server.service.on('beforeResponse', (response, request) => console.log(`TOKEN ${request.body.grant_type}`));
 console.log(`PORT ${server.address().port}`);
 process.stdin.on('end', () => process.exit(0)).resume();
