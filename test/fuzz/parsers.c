@@ -14,6 +14,7 @@
 #include "mac.h"
 #include "network.h"
 #include "retry.h"
+#include "rule.h"
 #include "sign.h"
 #include "template.h"
 
@@ -125,6 +126,25 @@ fuzz_network(const char *text)
 		(void) accord_network_refused(&address, NULL, 0);
 }
 
+/* A status list; a pattern, and after a newline what may meet it. */
+static void
+fuzz_rule(char *text)
+{
+	AccordStatusRange ranges[ACCORD_RULE_RANGES];
+	int			n = accord_rule_status(text, ranges);
+	char	   *line = strchr(text, '\n');
+
+	for (int i = 0; i < n; i++)
+		if (ranges[i].low > ranges[i].high)
+			abort();
+	if (line == NULL)
+		return;
+	*line = '\0';
+	(void) accord_rule_glob(text, line + 1);
+	if (!accord_rule_glob("*", line + 1))
+		abort();
+}
+
 int			LLVMFuzzerTestOneInput(const uint8 *data, size_t size);
 
 int
@@ -137,7 +157,7 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 	text = malloc(size);
 	memcpy(text, data + 1, size - 1);
 	text[size - 1] = '\0';
-	switch (data[0] % 7)
+	switch (data[0] % 8)
 	{
 		case 0:
 			fuzz_template(text);
@@ -159,6 +179,9 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 			break;
 		case 6:
 			(void) accord_json_clean(text, size - 1, 16);
+			break;
+		case 7:
+			fuzz_rule(text);
 			break;
 	}
 	free(text);

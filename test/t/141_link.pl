@@ -4,6 +4,7 @@ use strict;
 use warnings FATAL => 'all';
 
 use Accord;
+use JSON::PP qw(encode_json);
 use IO::Select;
 use IO::Socket::INET;
 use POSIX ();
@@ -157,6 +158,21 @@ for my $scheme (sort keys %other)
 $stub->script([ { match => { path_regex => '^/redirected' }, do => { redirect => "http://127.0.0.2:$port/" } } ]);
 send_to('redirected', base_url => $stub->url);
 is(told('redirected'), 'rejected|yes|HTTP status 302', 'a redirect is not followed');
+
+# A token endpoint is called like a channel.
+my %token_url = (token_address => "http://127.0.0.2:$port/", token_octal => "http://0177.0.0.2:$port/", token_redirect => $stub->url('/redirected'),
+    $shimmed ? (token_name => "http://inside.test:$port/") : ());
+for my $name (sort keys %token_url)
+{
+    channel($node, $stub, $name, base_url => $stub->url, auth => encode_json(
+        { type => 'oauth2', token_url => $token_url{$name}, client_id => 'c', secret => 'password' }));
+    route($node, $name, topic => $name);
+    events($node, { topic => $name, key => 'k' });
+    $node->poll_query_until('postgres', "SELECT last_error IS NOT NULL FROM accord.status WHERE channel = '$name'") or die;
+    is(value("SELECT state FROM accord.status WHERE channel = '$name'"), 'throttled', "no token from $token_url{$name}: nothing is sent");
+    like(value("SELECT last_error FROM accord.status WHERE channel = '$name'"),
+        $name eq 'token_redirect' ? qr/^no token: HTTP status 302$/ : qr/^no token: .*refused network$/, '... and why');
+}
 
 # ---- proxies
 

@@ -140,4 +140,18 @@ poll_until(sub { sql("SELECT state FROM accord.progress WHERE job = $job") eq 'd
 is(sql("SELECT done, failed FROM accord.progress WHERE job = $job"), '2|1', 'a crash does not lose what was read');
 is(scalar(grep { $_->{path} =~ /page=1$/ } $stub->log($before)), 1, 'nor is it read again');
 
+# What it asks is within the limits of its channel.
+sql(q{CREATE FUNCTION app.many(account text) RETURNS TABLE (key text, value jsonb) LANGUAGE sql STABLE
+          AS $$SELECT 'm' || n, '{"n": 1}'::jsonb FROM generate_series(1, 15) n$$});
+channel($node, $stub, 'slow');
+route($node, 'slow', path => '/slow/{key}');
+insert_row($node, 'rate_limit', channel => 'slow', amount => 20, period => '1 s', burst => 2);
+insert_row($node, 'reconciliation', name => 'many', channel => 'slow', read => 'each', path => '/slow/{key}', topic => 'many',
+    expected_function => 'app.many', grace => '0');
+$stub->script([ page('/slow/', { n => 1 }) ]);
+is(reconcile(channel => "'slow'"), 'done|15|0|15|0', 'a channel that has a limit is read');
+my @asked = map { $_->{time} } grep { $_->{path} =~ m{^/slow/} } $stub->log;
+is(scalar @asked, 15, '... each key once');
+cmp_ok(fullest(20, @asked), '<=', 2 + 20 * $stub->slack, '... within it');
+
 done_testing();
