@@ -239,6 +239,27 @@ is(($stub->log)[-1]{headers}{authorization}, "Bearer $secret", 'a feed is asked 
 is(join(' ', rows_with($node, $secret)), '', '... which no table shows, whatever the channel answers');
 sql("UPDATE accord.feed SET enabled = false WHERE name = 'echo'");
 
+# What no page may be; each is asked for again and again, and the good one beside it.
+sub peak { my ($line) = grep { /^VmHWM/ } split /\n/, PostgreSQL::Test::Utils::slurp_file('/proc/' . dispatcher($node) . '/status');
+    return $line =~ /(\d+)/ ? $1 : die; }
+my $bomb = `python3 -c 'import base64, gzip, sys; sys.stdout.write(base64.b64encode(gzip.compress(bytes(100 << 20))).decode())'`;
+my $peak = peak();
+channel($node, $stub, 'hostile', retry_base => '100 ms', retry_cap => '100 ms', route => 1);
+$stub->script([
+        { match => { path_regex => '/endless' }, do => { stream_bytes => 1_000_000_000 } },
+        { match => { path_regex => '/flood' }, do => { endless_headers => 1 } },
+        { match => { path_regex => '/bomb' }, do => { headers => { 'Content-Encoding' => 'gzip' }, body_base64 => $bomb } },
+        page('/fine', [ { id => 'a', n => 1 } ]) ]);
+feed($_, channel => 'hostile', path => "/$_", item_key => '$.id', max_page => 1 << 20) for qw(endless flood bomb fine);
+wait_for_rows($node, q{SELECT feed FROM accord.feed_status WHERE feed IN ('endless', 'flood', 'bomb') AND failures > 2 AND error <> '' ORDER BY 1},
+    'bomb', 'endless', 'flood');
+like(sql("SELECT string_agg(error, ', ') FROM accord.feed_status WHERE feed IN ('endless', 'bomb')"),
+    qr/^the answer is larger than max_page allows, the answer is larger than max_page allows$/, 'a page without an end, or that bursts, is none');
+like(sql("SELECT error FROM accord.feed_status WHERE feed = 'flood'"), qr/headers of the answer exceed/, '... nor are headers without an end');
+wait_for_rows($node, "SELECT state, received FROM accord.feed_status WHERE feed = 'fine'", 'idle|1');
+memory_below(peak() - $peak, 32 * 1024, 'the memory of the dispatcher stays');
+sql("UPDATE accord.feed SET enabled = false WHERE channel = 'hostile'");
+
 my $places = sql('SELECT array_agg((feed, account, state, received, cursor, since) ORDER BY feed, account) FROM accord.feed_status');
 sql('SELECT accord.turn_rings(true)') for 1 .. 9;
 is(sql('SELECT array_agg((feed, account, state, received, cursor, since) ORDER BY feed, account) FROM accord.feed_status'),
