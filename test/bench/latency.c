@@ -1,7 +1,9 @@
 /*
  * latency.c: how long a commit takes to arrive at the channel.
  *
- *   latency CONNINFO SINK-FILE FIRST COUNT INTERVAL-US
+ *   latency CONNINFO SINK-FILE FIRST COUNT INTERVAL-US [STATEMENT]
+ *
+ * STATEMENT enqueues event number $1; without one, that is accord.outbox.
  *
  * Commits COUNT events, one at a time, one every INTERVAL-US. Event number n
  * carries {"n": n}; the sink, which maps the same file, stamps its arrival
@@ -44,7 +46,8 @@ die(const char *what)
 static void
 finish(PGresult *result, const char *what)
 {
-	if (PQresultStatus(result) != PGRES_COMMAND_OK)
+	if (PQresultStatus(result) != PGRES_COMMAND_OK &&
+		PQresultStatus(result) != PGRES_TUPLES_OK)
 		die(what);
 	PQclear(result);
 }
@@ -100,8 +103,8 @@ main(int argc, char **argv)
 	int64_t    *sent;
 	int64_t    *answered;
 
-	if (argc != 6)
-		die("usage: CONNINFO SINK-FILE FIRST COUNT INTERVAL-US");
+	if (argc != 6 && argc != 7)
+		die("usage: CONNINFO SINK-FILE FIRST COUNT INTERVAL-US [STATEMENT]");
 	file = map_file(argv[2]);
 	first = atoi(argv[3]);
 	count = atoi(argv[4]);
@@ -113,7 +116,7 @@ main(int argc, char **argv)
 	connection = PQconnectdb(argv[1]);
 	if (PQstatus(connection) != CONNECTION_OK)
 		die("connect");
-	finish(PQprepare(connection, "event",
+	finish(PQprepare(connection, "event", argc > 6 ? argv[6] :
 					 "INSERT INTO accord.outbox (topic, key, payload) VALUES "
 					 "('latency.probe', 'probe' || $1, "
 					 "jsonb_build_object('n', $1::int))", 1, NULL), "prepare");

@@ -102,12 +102,17 @@ map_file(const char *path)
 static size_t
 request_length(const char *start, const char *body, size_t len)
 {
-	static const char name[] = "\r\nContent-Length:";
-	const char *header = memmem(start, body - start, name, sizeof(name) - 1);
+	/* as libcurl writes it, and as undici does */
+	static const char *const names[] = {"\r\nContent-Length:",
+	"\r\ncontent-length:"};
+	const size_t name_len = strlen(names[0]);
+	const char *header = memmem(start, body - start, names[0], name_len);
 	size_t		length = body - start;
 
+	if (header == NULL)
+		header = memmem(start, body - start, names[1], name_len);
 	if (header != NULL)
-		length += strtoul(header + sizeof(name) - 1, NULL, 10);
+		length += strtoul(header + name_len, NULL, 10);
 	return length <= len ? length : 0;
 }
 
