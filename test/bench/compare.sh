@@ -125,7 +125,7 @@ forget_lane() {
 
 # Requests a second of a lane, between the first and the last.
 lane_rate() {
-    od -An -t d8 -j $(($(printf '%d' "'$1") * 24)) -N 24 "$scratch/arrivals" | awk '{print ($1 - 1) / (($3 - $2) / 1e9)}'
+    od -An -w24 -t d8 -j $(($(printf '%d' "'$1") * 24)) -N 24 "$scratch/arrivals" | awk '{print ($1 - 1) / (($3 - $2) / 1e9)}'
 }
 
 # Microseconds of CPU of the server, all its processes ever, and of the worker.
