@@ -9,7 +9,7 @@ use JSON::PP;
 use Test::More;
 
 my $modules = $ENV{ACCORD_NODE_MODULES};
-plan skip_all => 'ACCORD_NODE_MODULES does not say where standardwebhooks, stripe and @octokit/webhooks-methods are'
+plan skip_all => 'not installed: standardwebhooks, stripe and @octokit/webhooks-methods of npm (ACCORD_NODE_MODULES)'
   unless defined $modules;
 
 my $node = new_node('main');

@@ -10,7 +10,7 @@ use File::Basename qw(dirname);
 use Servers;
 use Test::More;
 
-plan skip_all => 'ACCORD_NODE_MODULES does not say where @stoplight/prism-cli is'
+plan skip_all => 'not installed: @stoplight/prism-cli of npm (ACCORD_NODE_MODULES)'
   unless defined Servers::modules() && -e Servers::modules() . '/.bin/prism';
 my $top = abs_path(dirname(__FILE__) . '/../..');
 my $node = new_node('main', "log_statement = none\n");

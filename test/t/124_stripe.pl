@@ -11,7 +11,7 @@ use JSON::PP qw(decode_json);
 use Servers;
 use Test::More;
 
-plan skip_all => 'ACCORD_NODE_MODULES does not say where emulate and @stoplight/prism-cli are'
+plan skip_all => 'not installed: emulate and @stoplight/prism-cli of npm (ACCORD_NODE_MODULES)'
   if !defined Servers::modules() || grep { !-e Servers::modules() . "/.bin/$_" } 'emulate', 'prism';
 my $top = abs_path(dirname(__FILE__) . '/../..');
 my $node = new_node('main', "log_statement = none\n");

@@ -10,7 +10,7 @@ use Servers;
 use Test::More;
 
 my ($program) = grep { -x } map { "$_/nginx" } '/usr/sbin', '/usr/bin', split /:/, $ENV{PATH};
-plan skip_all => 'there is no nginx' unless defined $program;
+plan skip_all => 'not installed: nginx (Debian: nginx-light); its limits and its gzip are not tested' unless defined $program;
 my $node = new_node('main', "log_statement = none\n");
 send_everything($node);
 my $stub = start_stub();

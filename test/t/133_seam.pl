@@ -13,7 +13,7 @@ use PostgreSQL::Test::Cluster;
 use Test::More;
 
 my $modules = $ENV{ACCORD_NODE_MODULES};
-plan skip_all => 'the packages of npm are not installed' unless defined $modules && -e "$modules/.bin/fake-seam-connect";
+plan skip_all => 'not installed: @seamapi/fake-seam-connect of npm (ACCORD_NODE_MODULES)' unless defined $modules && -e "$modules/.bin/fake-seam-connect";
 
 my $port = PostgreSQL::Test::Cluster::get_free_port();
 my $server = fork;

@@ -11,7 +11,7 @@ use PostgreSQL::Test::Cluster;
 use Test::More;
 
 my $modules = $ENV{ACCORD_NODE_MODULES};
-plan skip_all => 'the packages of npm are not installed' unless defined $modules && -e "$modules/.bin/emulate";
+plan skip_all => 'not installed: emulate of npm (ACCORD_NODE_MODULES)' unless defined $modules && -e "$modules/.bin/emulate";
 my @servers;
 END { my $status = $?; kill 'TERM', @servers if @servers; $? = $status; }
 
@@ -91,7 +91,7 @@ pass('an error code is what a rule says, in the words of the server');
 
 SKIP:
 {
-    skip 'pouchdb-server is not installed', 6 unless -e "$modules/.bin/pouchdb-server";
+    skip 'not installed: pouchdb-server of npm (ACCORD_NODE_MODULES)', 6 unless -e "$modules/.bin/pouchdb-server";
     serve($couch, "$modules/.bin/pouchdb-server", '-m', '-n', '--port', $couch);
     poll_until(sub { call($couch, 'GET', '/') }, 'pouchdb-server');
     call($couch, 'PUT', '/stock');

@@ -125,7 +125,7 @@ like($s3->{headers}{authorization}, qr/;x-amz-content-sha256;x-amz-date;x-amz-se
 SKIP:
 {
     my $modules = $ENV{ACCORD_NODE_MODULES};
-    skip 'ACCORD_NODE_MODULES does not say where standardwebhooks, stripe and @octokit/webhooks-methods are', 12 unless defined $modules;
+    skip 'not installed: standardwebhooks, stripe and @octokit/webhooks-methods of npm (ACCORD_NODE_MODULES)', 12 unless defined $modules;
     my $script = $node->basedir . '/verify.mjs';
     PostgreSQL::Test::Utils::append_to_file($script, <<'JS');
 import { createRequire } from 'node:module';

@@ -148,7 +148,7 @@ value(q{DELETE FROM accord.channel WHERE name = 'login'});
 SKIP:
 {
     my $modules = $ENV{ACCORD_NODE_MODULES};
-    skip 'ACCORD_NODE_MODULES does not say where oauth2-mock-server is', 4 unless defined $modules;
+    skip 'not installed: oauth2-mock-server of npm (ACCORD_NODE_MODULES)', 4 unless defined $modules;
     my $script = $node->basedir . '/oauth.mjs';
     PostgreSQL::Test::Utils::append_to_file($script, <<'JS');
 import { pathToFileURL } from 'node:url';

@@ -9,7 +9,7 @@ use JSON::PP;
 use Test::More;
 
 my $modules = $ENV{ACCORD_NODE_MODULES};
-plan skip_all => 'ACCORD_NODE_MODULES does not say where standardwebhooks is' unless defined $modules;
+plan skip_all => 'not installed: standardwebhooks of npm (ACCORD_NODE_MODULES)' unless defined $modules;
 my ($example) = grep { -e } map { "$_/../../examples/webhook.sql" } @INC;
 my $node = new_node('main');
 my $stub = start_stub();

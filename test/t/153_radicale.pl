@@ -7,7 +7,7 @@ use Accord;
 use Accord::Radicale;
 use Test::More;
 
-plan skip_all => 'Radicale is not installed (Debian: python3-radicale)' unless Accord::Radicale::installed();
+plan skip_all => 'not installed: Radicale (Debian: python3-radicale); nothing of a CalDAV calendar is tested' unless Accord::Radicale::installed();
 
 my $radicale = Accord::Radicale->new;
 my $node = new_node('main', "accord.ca_file = '" . $radicale->certificate . "'\n");

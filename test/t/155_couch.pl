@@ -9,7 +9,7 @@ use POSIX ();
 use Test::More;
 
 my $server = ($ENV{ACCORD_NODE_MODULES} || '') . '/pouchdb-server/bin/pouchdb-server';
-plan skip_all => 'pouchdb-server is not installed (ACCORD_NODE_MODULES)' unless -e $server;
+plan skip_all => 'not installed: pouchdb-server of npm (ACCORD_NODE_MODULES)' unless -e $server;
 
 my $port = PostgreSQL::Test::Cluster::get_free_port();
 my $dir = tempdir(CLEANUP => 1);

@@ -64,6 +64,23 @@ my %asked = map { $_ => 1 } map { /\b(accord_\w+)/g } @expressions, @rules;
 is_deeply([grep { !$metric{$_} } sort keys %asked], [], 'what they ask for is exported');
 is_deeply([grep { !$asked{$_} } grep { !/_(?:requests|transactions|dead|held|settled|skipped)_total$|_behind$/ } sort keys %metric], [],
     'what is exported is looked at');
+# the dashboard is put together as Grafana's schema has it, as far as that can be told without Grafana
+my @panels = @{ $dashboard->{panels} };
+my @variables = @{ $dashboard->{templating}{list} };
+my %variable = map { $_->{name} => $_ } @variables;
+cmp_ok($dashboard->{schemaVersion}, '==', 37, 'the dashboard is of the schema of Grafana 9');
+is(scalar(keys %{ { map { $_->{id} => 1 } @panels } }), scalar(@panels), 'each panel has a number of its own');
+for my $panel (@panels)
+{
+    my @targets = @{ $panel->{targets} };
+    my @wrong = grep { $_->{datasource}{type} ne 'prometheus' || $_->{datasource}{uid} ne '${datasource}' } $panel, @targets;
+    is(scalar(@wrong), 0, "$panel->{title}: asks the data source that was chosen");
+    like($panel->{type}, qr/^(?:timeseries|stat)$/, '... is of a kind that Grafana brings');
+    is(scalar(keys %{ { map { $_->{refId} => 1 } @targets } }), scalar(@targets), '... and tells its queries apart');
+    is_deeply([grep { !$variable{$_} && !/^__/ } map { $_->{expr} =~ /\$\{?(\w+)/g } @targets], [], '... which use variables that there are');
+}
+my @choices = map { [$_->{query}{query} =~ /^label_values\((\w+), (\w+)\)$/] } grep { $_->{type} eq 'query' } @variables;
+is_deeply([grep { !$metric{ $_->[0] } } @choices], [], 'what is chosen from is exported');
 my %place;
 for my $panel (@{ $dashboard->{panels} })
 {
@@ -77,7 +94,7 @@ for my $panel (@{ $dashboard->{panels} })
 
 SKIP:
 {
-    skip 'no prometheus, promtool and prometheus-postgres-exporter in ACCORD_TOOLS', 1 unless $with_tools;
+    skip 'not installed: prometheus, promtool and prometheus-postgres-exporter (ACCORD_TOOLS)', 1 unless $with_tools;
     my $http = HTTP::Tiny->new(timeout => 10);
     my ($exporter_port, $port) = map { PostgreSQL::Test::Cluster::get_free_port() } 1 .. 2;
     my $directory = PostgreSQL::Test::Utils::tempdir();
@@ -119,6 +136,11 @@ SKIP:
         my $answer = $api->('query', $query);
         ok($answer->{status} eq 'success' && @{ $answer->{data}{result} }, "answered: $expression")
           or diag(encode_json($answer));
+    }
+    for my $choice (@choices)
+    {
+        my ($metric, $label) = @$choice;
+        is(scalar(grep { !defined $_->{metric}{$label} } @{ $results->($metric) }), 0, "$metric has $label to choose from");
     }
     my @loaded;
     poll_until(sub { @loaded = map { @{ $_->{rules} } } @{ $api->('rules')->{data}{groups} || [] };
