@@ -9,6 +9,7 @@
 #                  make bench      the measurements
 #                  make reference  docs/reference.md, from the catalogue
 #                  make chaos      minutes of everything that goes wrong, and an account of every event (root)
+#                  make soak       an hour of load, and whether anything grows (SOAK=seconds)
 #                  make demo       the demonstration
 #                  make dist       what PGXN takes
 # The install script is made of the parts in sql/, in the order of their numbers.
@@ -104,6 +105,9 @@ bench:
 chaos:
 	test/chaos/run
 
+soak:
+	test/soak/run
+
 reference:
 	test/run reference
 
@@ -116,4 +120,4 @@ indent:
 check-format:
 	test/indent --check
 
-.PHONY: install-ical uninstall-ical all dist test test-majors mutants demo bench reference chaos lint indent check-format
+.PHONY: install-ical uninstall-ical all dist test test-majors mutants demo bench reference chaos soak lint indent check-format
