@@ -281,6 +281,8 @@ measure_compare() {
             start_tool "$tool" l
             compare_latency "$tool" slow "$many" 50000
             compare_latency "$tool" idle "$few" 1000000
+            # what is killed with a job in hand keeps it
+            wait_until tool_owes_nothing "$tool"
             stop_tool "$tool"
         done
         figures=$(transactions_beside plain 2 "$seconds") || exit 1

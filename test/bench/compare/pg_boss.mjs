@@ -53,5 +53,9 @@ if (command === 'setup') {
   }
   const options = { batchSize, localConcurrency, burstWhenBatchFull: true, perJobResults: true }
   await boss.work('post', options, jobs => Promise.all(jobs.map(settle)))
+  process.once('SIGTERM', async () => {
+    await boss.stop()
+    process.exit()
+  })
   console.log('ready')
 }
