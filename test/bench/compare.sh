@@ -41,7 +41,7 @@ prepare_tools() {
     if [ "$(sql -c "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_net'")" = 0 ]; then
         echo 'pg_net: left out, it is not installed'
     else
-        # as many at a time as it can have: it sends no more than so many a second
+        # it sends one batch a second; larger ones, and as many connections, were not tried
         printf '%s\n' "shared_preload_libraries = 'pg_accord,pg_net'" 'pg_net.batch_size = 2000' >>"$scratch/data/postgresql.conf"
         quietly restart pg_ctl -D "$scratch/data" -l "$scratch/server.log" -w restart
         server=$(head -n 1 "$scratch/data/postmaster.pid")
