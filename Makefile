@@ -9,6 +9,7 @@
 #                  make bench      the measurements
 #                  make reference  docs/reference.md, from the catalogue
 #                  make chaos      minutes of everything that goes wrong, and an account of every event (root)
+#                  make analyze    clang's and cppcheck's analysis of src/; some minutes
 #                  make soak       an hour of load, and whether anything grows (SOAK=seconds)
 #                  make demo       the demonstration
 #                  make dist       what PGXN takes
@@ -108,6 +109,9 @@ chaos:
 soak:
 	test/soak/run
 
+analyze:
+	test/analyze/run
+
 reference:
 	test/run reference
 
@@ -120,4 +124,4 @@ indent:
 check-format:
 	test/indent --check
 
-.PHONY: install-ical uninstall-ical all dist test test-majors mutants demo bench reference chaos soak lint indent check-format
+.PHONY: install-ical uninstall-ical all dist test test-majors mutants demo bench reference chaos soak analyze lint indent check-format
