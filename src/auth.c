@@ -159,8 +159,11 @@ load_rule(Jsonb *json, const AccordAuthKind *kind)
 	JsonbIterator *iterator;
 	JsonbIteratorToken token;
 	JsonbValue	value;
+	int			hash;
 
-	rule->hash = hashes[word_of(json, kind, "hash")];
+	hash = word_of(json, kind, "hash");
+	Assert(hash < lengthof(hashes));
+	rule->hash = hashes[hash];
 	rule->base64 = word_of(json, kind, "encoding") == 1;
 	rule->key = word_of(json, kind, "key");
 	rule->time = word_of(json, kind, "timestamp");
@@ -335,6 +338,7 @@ sign(const AccordAuth *auth, const AccordSignRequest *request,
 	const char *secrets[ACCORD_SIGN_SECRETS];
 	AccordSignAws aws;
 
+	Assert(auth->n_secrets > 0);
 	for (int i = 0; i < auth->n_secrets; i++)
 		secrets[i] = auth->secrets[i].value;
 	switch (auth->type)
@@ -545,6 +549,7 @@ url_text(const char *value, const char *format)
 {
 	StringInfoData text;
 
+	Assert(value != NULL);
 	initStringInfo(&text);
 	for (const char *c = value; *c != '\0'; c++)
 		if ((*c >= '0' && *c <= '9') || (*c >= 'A' && *c <= 'Z') ||

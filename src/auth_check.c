@@ -86,6 +86,12 @@ list_words(const AccordAuthMember *member)
 	return list.data;
 }
 
+static void refuse(const AuthCheck *check, const AccordAuthMember *member,
+				   const char *what, const char *hint) pg_attribute_noreturn();
+static void refuse_missing(const AuthCheck *check,
+						   const AccordAuthMember *member)
+			pg_attribute_noreturn();
+
 static void
 refuse(const AuthCheck *check, const AccordAuthMember *member,
 	   const char *what, const char *hint)

@@ -153,6 +153,7 @@ write_string(Sheet *sheet, size_t *end, const char *string, size_t len)
 {
 	size_t		start = *end;
 
+	Assert(len == 0 || string != NULL);
 	if (len > 0)
 		memcpy(sheet->text + start, string, len);
 	sheet->text[start + len] = '\0';

@@ -698,6 +698,7 @@ load_rate(int row)
 	int64		period = column_us(row, "period");
 	int64		burst = column_int(row, "burst");
 
+	Assert(period > 0);
 	if (burst == 0)
 		burst = Max(1, amount * BURST_TIME / period);
 	return accord_limit_rate(amount, period, burst);

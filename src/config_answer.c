@@ -247,6 +247,7 @@ read_poll(const char *name, JsonbValue *value, void *arg)
 {
 	AccordPoll *poll = arg;
 
+	Assert(name != NULL);
 	if (strcmp(name, "path") == 0)
 		poll->path = read_string("poll", name, value, POLL_HINT);
 	else if (strcmp(name, "location") == 0)

@@ -231,7 +231,7 @@ accord_control_item(Jsonb *payload, int i, AccordBacklogRow *place)
 		getIthJsonbValueFromContainer(item->val.binary.data, j);
 
 		part[j] = value ? accord_json_text(value) : NULL;
-		if (part[j] == NULL && j < 6)
+		if (j < 6 && part[j] == NULL)
 			return true;
 	}
 	if (strlen(part[4]) > MAX_CHANNEL || strlen(part[5]) > MAX_ACCOUNT)

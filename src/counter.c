@@ -133,6 +133,7 @@ enter_row(Oid database)
 		else if (free == NULL && !is_in_use(rows[i].database))
 			free = &rows[i];
 	}
+	Assert(rows != NULL);
 	if (free == NULL)
 		free = &rows[0];
 	memset(free, 0, sizeof(*free));

@@ -60,6 +60,7 @@ append_buffer(AccordBuffer *buffer, const char *bytes, size_t len)
 {
 	char	   *start = buffer->data + buffer->len;
 
+	Assert(len == 0 || bytes != NULL);
 	Assert(buffer->size - buffer->len >= len);
 	if (len > 0)
 		memcpy(start, bytes, len);

@@ -407,6 +407,7 @@ put_touched(Past *past, MemoryContext scratch)
 								AccessShareLock);
 			row = table_slot_create(events, NULL);
 		}
+		Assert(events != NULL && row != NULL);
 		if (!table_tuple_fetch_row_version(events, &list[i]->tid,
 										   GetActiveSnapshot(), row))
 			elog(ERROR, "could not read an event of \"%s\" again",

@@ -310,6 +310,7 @@ spread(AccordManaged *managed)
 
 		if (column->policy == NULL)
 			column->policy = managed->row;
+		Assert(column->policy != NULL);
 		if (column->policy->strategy != ACCORD_LATEST &&
 			column->policy->strategy != ACCORD_THREE_WAY &&
 			column->policy->strategy != ACCORD_COUNTER)

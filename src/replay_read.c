@@ -235,6 +235,7 @@ look_at(AccordChannel *channel, const char *account, AccordRoute *route,
 		return;
 	if (job->scanning)
 	{
+		Assert(job->state_mode);
 		accord_replay_note_latest(job, kind, here, false);
 		accord_replay_overtake(look->desk, job, &kind, here);
 		return;

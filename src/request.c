@@ -35,11 +35,15 @@ void
 accord_request_add_header(AccordRequest *request, const char *name,
 						  const char *value)
 {
-	size_t		len = strlen(name);
-	size_t		value_len = strlen(value);
-	char	   *line = palloc(len + value_len + 3);
 	AccordHttpRequest *http = &request->http;
+	size_t		len;
+	size_t		value_len;
+	char	   *line;
 
+	Assert(name != NULL && value != NULL);
+	len = strlen(name);
+	value_len = strlen(value);
+	line = palloc(len + value_len + 3);
 	memcpy(line, name, len);
 	memcpy(line + len, ": ", 2);
 	memcpy(line + len + 2, value, value_len + 1);

@@ -448,11 +448,16 @@ append_encoded(StringInfo out, const char *text, int len, bool decode)
 	{
 		unsigned char c = text[i];
 
-		if (decode && c == '%' && i + 2 < len && hex_digit(text[i + 1]) >= 0 &&
-			hex_digit(text[i + 2]) >= 0)
+		if (decode && c == '%' && i + 2 < len)
 		{
-			c = hex_digit(text[i + 1]) << 4 | hex_digit(text[i + 2]);
-			i += 2;
+			int			high = hex_digit(text[i + 1]);
+			int			low = hex_digit(text[i + 2]);
+
+			if (high >= 0 && low >= 0)
+			{
+				c = high << 4 | low;
+				i += 2;
+			}
 		}
 		if (is_unreserved(c))
 			appendStringInfoChar(out, c);

@@ -64,7 +64,7 @@ typedef struct OwedScan
 	int			dispatchers;
 	int64		positions[ACCORD_MAX_DISPATCHERS];
 	int64		lowest;
-	const AccordCommit *commit;
+	AccordCommit commit;
 	int			ord;
 	int			priority;
 } OwedScan;
@@ -178,7 +178,7 @@ visit_target(AccordChannel *channel, const char *account, AccordRoute *route,
 			 void *arg)
 {
 	OwedScan   *scan = arg;
-	AccordPoint here = {scan->commit->seq, scan->ord};
+	AccordPoint here = {scan->commit.seq, scan->ord};
 	AccordDeliveryKey key;
 	AccordBacklogRow row;
 
@@ -190,9 +190,9 @@ visit_target(AccordChannel *channel, const char *account, AccordRoute *route,
 	memset(&row, 0, sizeof(row));
 	row.seq = here.seq;
 	row.ord = here.ord;
-	row.tx_id = scan->commit->tx_id;
-	row.event_slot = scan->commit->slot;
-	row.owed_since = scan->commit->committed_at;
+	row.tx_id = scan->commit.tx_id;
+	row.event_slot = scan->commit.slot;
+	row.owed_since = scan->commit.committed_at;
 	row.channel = channel->name;
 	row.account = account;
 	emit_row(scan, &row);
@@ -232,17 +232,17 @@ visit_decision(OwedScan *scan, TupleTableSlot *event)
 		AccordBacklogRow known = place;
 
 		if (place.channel == NULL ||
-			scan->commit->seq <= endpoint_position(scan, &place))
+			scan->commit.seq <= endpoint_position(scan, &place))
 			continue;
 		if (accord_backlog_find(place.channel, place.account, place.seq,
 								place.ord, &known) &&
-			(known.decided_by >= scan->commit->seq ||
+			(known.decided_by >= scan->commit.seq ||
 			 known.state < ACCORD_STATE_DEAD ||
 			 (place.version > 0 && place.version != known.version)))
 			continue;			/* it took note, shows it, or will not */
 		place.version = 1;
 		place.state = ACCORD_STATE_REPLAYED;
-		place.owed_since = scan->commit->committed_at;
+		place.owed_since = scan->commit.committed_at;
 		emit_row(scan, &place);
 	}
 }
@@ -256,9 +256,8 @@ scan_log(OwedScan *scan, int64 safe)
 	MemoryContext scratch = AllocSetContextCreate(CurrentMemoryContext,
 												  "pg_accord owed",
 												  ALLOCSET_DEFAULT_SIZES);
-	AccordCommit commit;
 
-	while (accord_log_next_commit(reader, &commit))
+	while (accord_log_next_commit(reader, &scan->commit))
 	{
 		TupleTableSlot *row;
 
@@ -268,7 +267,6 @@ scan_log(OwedScan *scan, int64 safe)
 			MemoryContext old = MemoryContextSwitchTo(scratch);
 			bool		isnull;
 
-			scan->commit = &commit;
 			scan->ord = DatumGetInt32(slot_getattr(row, ACCORD_EVENT_ORD,
 												   &isnull));
 			scan->priority = DatumGetInt16(slot_getattr(row,
@@ -323,7 +321,7 @@ visit_unread(AccordChannel *channel, const char *account, AccordRoute *route,
 			 void *arg)
 {
 	OwedScan   *scan = arg;
-	AccordPoint here = {scan->commit->seq, scan->ord};
+	AccordPoint here = {scan->commit.seq, scan->ord};
 	Datum		values[2];
 	bool		nulls[2] = {0};
 
@@ -347,7 +345,6 @@ accord_unread(PG_FUNCTION_ARGS)
 {
 	AccordPoint nowhere = {0, ACCORD_ORD_ALL};
 	OwedScan	scan;
-	AccordCommit commit;
 	AccordLogReader *reader;
 	TupleTableSlot *event;
 	bool		isnull;
@@ -359,15 +356,14 @@ accord_unread(PG_FUNCTION_ARGS)
 	scan.cursors = create_table("accord cursors", sizeof(CursorKey),
 								sizeof(CursorEntry));
 	scan.ord = PG_GETARG_INT32(1);
-	scan.commit = &commit;
 	read_positions(&scan);
 	PushActiveSnapshot(GetLatestSnapshot());
 	scan.config = accord_config_get();
 	accord_backlog_cursors(visit_cursor, &scan);
 	reader = accord_log_open(nowhere, 0);
-	if (accord_log_commit(reader, PG_GETARG_INT64(0), &commit) &&
-		(event = accord_log_event(reader, commit.slot, commit.tx_id,
-								  scan.ord)) != NULL)
+	if (accord_log_commit(reader, PG_GETARG_INT64(0), &scan.commit) &&
+		(event = accord_log_event(reader, scan.commit.slot,
+								  scan.commit.tx_id, scan.ord)) != NULL)
 	{
 		scan.priority = DatumGetInt16(slot_getattr(event,
 												   ACCORD_EVENT_PRIORITY,

@@ -705,7 +705,7 @@ changed_columns(Jsonb *old, Jsonb *new)
 	JsonbIterator *iterator = JsonbIteratorInit(&old->root);
 	JsonbIteratorToken token;
 	JsonbValue	value;
-	JsonbValue	name;
+	JsonbValue	name = {0};
 
 	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)

@@ -512,6 +512,7 @@ store_row(const AccordToken *token, const char *access, const char *refresh)
 static void
 append_encoded(StringInfo out, const char *text)
 {
+	Assert(text != NULL);
 	for (; *text != '\0'; text++)
 		if (strchr(ACCORD_HTTP_UNRESERVED, *text) != NULL)
 			appendStringInfoChar(out, *text);
