@@ -367,7 +367,6 @@ accord_signature_check(Jsonb *verify, char **secrets, int n_secrets,
 			return check_body(&check, &body_schemes[i], ACCORD_MAC_SHA256);
 	for (int i = 0; i < lengthof(checks); i++)
 		if (strcmp(checks[i].type, type) == 0)
-			/* cppcheck-suppress returnDanglingLifetime ; a constant */
 			return checks[i].run(&check);
 	return "its source does not say how to check it";
 }
