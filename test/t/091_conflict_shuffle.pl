@@ -52,6 +52,10 @@ for my $message (shuffle @messages)
     $texts[ $n++ % $sessions ] .= sprintf "SELECT accord.receive_batch('%s', %s);\n", $source,
       literal($json->encode([ \%message ]));
 }
+# One of them waits half way while somebody holds the gate, so that the crash finds it there.
+my @lines = split /^/, $texts[0];
+splice @lines, @lines / 2, 0, "DO \$\$ BEGIN PERFORM pg_advisory_lock(1); PERFORM pg_advisory_unlock(1); END \$\$;\n";
+$texts[0] = join '', @lines;
 append_to_file($files[$_], $texts[$_]) for 0 .. $#files;
 
 # Runs all files at once; returns what they said.
@@ -76,11 +80,14 @@ sub finish
     return $output;
 }
 
+my $gate = open_session($node);
+$gate->run('SELECT pg_advisory_lock(1)');
 my @running = run_all();
 my $writer = open_session($node);
 $writer->send(q{UPDATE booking SET note = coalesce(note, '') || 'x' WHERE k % 7 = } . "$_ AND k IN ($kept)") for 0 .. 6;
 $node->poll_query_until('postgres', 'SELECT count(*) > 20 FROM accord.inbox') or die "nothing was received\n";
 crash_server($node);
+$gate->close;
 my $cut = finish(@running);
 like($cut, qr/server closed the connection|terminating connection|could not connect|no connection|connection to server/,
     'the sessions were cut off by a crash');
