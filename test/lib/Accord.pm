@@ -32,12 +32,22 @@ sub timeout_default
     return $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
 }
 
+# What is ended at once, as clusters are when their test is over, does not say which of its lines were run.
+my @counted;
+END
+{
+    my $status = $?;
+    $_->stop('fast', fail_ok => 1) for grep { defined $_->{_pid} } @counted;
+    $? = $status;
+}
+
 # A running cluster with pg_accord preloaded, in which the stub may be called, and the extension in database postgres.
 # Options: init (a list for init()), extension => 0 (do not create it), start => 0 (neither).
 sub new_node
 {
     my ($name, $extra_conf, %option) = @_;
     my $node = PostgreSQL::Test::Cluster->new($name);
+    push @counted, $node if $ENV{COVERAGE};
 
     $node->init(@{ $option{init} || [] });
     $node->append_conf('postgresql.conf', <<'CONF');

@@ -135,8 +135,7 @@ $job = start(q{'kinds', mode => 'state', topic => 'told', rate => 50});
 for my $round (1 .. 3)
 {
     $stub->wait_for_count($seen + 12 * $round);
-    kill 'KILL', dispatcher($node);
-    $node->poll_query_until('postgres', 'SELECT true') or die 'the server did not come back';
+    kill_dispatcher($node);
 }
 wait_for_state($job, 'done');
 cmp_ok(sql("SELECT count(DISTINCT pass_low) FROM accord.replay_log WHERE job = $job"), '>', 1, 'several passes over the log');
