@@ -8,8 +8,13 @@ import asyncio
 import random
 import socket
 import struct
+import sys
 import threading
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
+from http_site import HttpConnection           # noqa: E402
 
 
 class Arrival:
@@ -21,29 +26,16 @@ class Arrival:
         self.channel, self.path, self.key, self.body = channel, path, key, body
 
 
-class Channel(asyncio.Protocol):
-    """One connection to a channel. Requests have a Content-Length, as the dispatcher's do."""
+class Channel(HttpConnection):
+    """One connection to a channel."""
 
     def __init__(self, network, name):
+        super().__init__()
         self.network, self.name = network, name
-        self.buffer = bytearray()
 
-    def connection_made(self, transport):
-        self.transport = transport
-
-    def data_received(self, data):
-        self.buffer += data
-        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
-            lines = self.buffer[:end].decode("latin-1").split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-            stop = end + 4 + int(headers.get("content-length", 0))
-            if len(self.buffer) < stop:
-                return
-            body = bytes(self.buffer[end + 4:stop])
-            del self.buffer[:stop]
-            self.network.arrivals.append(
-                Arrival(self.name, lines[0].split(" ")[1], headers.get("idempotency-key"), body))
-            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+    def received(self, target, headers, body):
+        self.network.arrivals.append(Arrival(self.name, target, headers.get("idempotency-key"), body))
+        return 200, b"{}"
 
 
 class Side(asyncio.Protocol):

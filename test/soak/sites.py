@@ -12,36 +12,23 @@ import threading
 import time
 from collections import Counter
 
+from http_site import HttpConnection
+
 LIFETIME = 60       # s, of a token
 
 
-class Site(asyncio.Protocol):
-    """One connection. Requests have a Content-Length where they have a body."""
+class Site(HttpConnection):
+    """One connection."""
 
     def __init__(self, sites):
+        super().__init__()
         self.sites = sites
-        self.buffer = bytearray()
 
-    def connection_made(self, transport):
-        self.transport = transport
-
-    def data_received(self, data):
-        self.buffer += data
-        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
-            lines = self.buffer[:end].decode("latin-1").split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-            stop = end + 4 + int(headers.get("content-length", 0))
-            if len(self.buffer) < stop:
-                return
-            del self.buffer[:stop]
-            name = "/" + lines[0].split(" ")[1].split("/")[1].split("?")[0]
-            status, body = self.sites.answer(name, headers)
-            self.sites.answered[name, status] += 1
-            if not status:
-                self.transport.abort()
-                return
-            body = body.encode()
-            self.transport.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+    def received(self, target, headers, _):
+        name = "/" + target.split("/")[1].split("?")[0]
+        status, answer = self.sites.answer(name, headers)
+        self.sites.answered[name, status] += 1
+        return status, answer.encode()
 
 
 class Sites(threading.Thread):

@@ -252,21 +252,7 @@ def table(rows):
         print(f"| {what} | {whose} | {words[0]} | {words[1]} | {verdict} |")
 
 
-def main():
-    parser = argparse.ArgumentParser(description="an hour of load, and whether anything grows")
-    parser.add_argument("--scratch", required=True)
-    parser.add_argument("--seconds", type=float, default=3600)
-    parser.add_argument("--rate", type=float, default=200, help="events a second, about")
-    args = parser.parse_args()
-    args.host, args.port, args.user, args.db = args.scratch, 54329, "postgres", "postgres"
-    postmaster = int(Path(args.scratch, "data/postmaster.pid").read_text(encoding="ascii").split()[0])
-
-    sites = Sites()
-    sites.start()
-    sites.ready.wait()
-    monitor = Connection(args, "monitor")
-    set_up(monitor, sites)
-    stopping = threading.Event()
+def begin_sessions(args, stopping):
     # 4 events to a transaction, and what is received, captured and pulled is a fifth of all
     sessions = [Session(args, stopping, "writer", 4 * 2 / (args.rate * 0.8), write) for _ in range(2)]
     sessions += [Session(args, stopping, "writer", 20 / args.rate, receive),
@@ -275,45 +261,75 @@ def main():
     for number, session in enumerate(sessions):
         session.dice.seed(number)
         session.start()
+    return sessions
 
+
+def watch(args, monitor):
+    """Samples, until the time is over; kept in samples.csv, too."""
+    postmaster = int(Path(args.scratch, "data/postmaster.pid").read_text(encoding="ascii").split()[0])
     interval = min(10.0, args.seconds / 40)
     begin = time.monotonic()
     samples = []
     with open(f"{args.scratch}/samples.csv", "w", newline="", encoding="ascii") as file:
         out = csv.writer(file)
-        while time.monotonic() - begin < args.seconds:
+        while (seconds := time.monotonic() - begin) < args.seconds:
             time.sleep(interval)
             values = sample(postmaster, monitor)
             samples.append(values)
-            seconds = round(time.monotonic() - begin)
-            out.writerows((seconds, *name, value) for name, value in sorted(values.items()))
+            out.writerows((round(seconds + interval), *name, value) for name, value in sorted(values.items()))
             file.flush()
             if len(samples) % 30 == 0:
-                print(f"{seconds} s: " + ", ".join(f"{role} {values[('memory', role)]} kB" for role in ROLES) +
+                print(f"{seconds + interval:.0f} s: " + ", ".join(f"{role} {values[('memory', role)]} kB" for role in ROLES) +
                       f", owed {values[('owed', 'server')]:.0f}", flush=True)
+    return samples
+
+
+def still_owed(monitor):
+    """What is not delivered two minutes after nothing fails any more, in words."""
+    deadline = time.monotonic() + 120
+    while (owed := int(monitor.query("SELECT count(*) FROM accord.owed()")[0][0])) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if not owed:
+        return []
+    return [f"{owed} deliveries are still owed"] + [str(row) for row in monitor.query(
+        "SELECT channel, state, count(*), max(error) FROM accord.owed() LEFT JOIN accord.backlog USING (channel, state) "
+        "GROUP BY 1, 2 LIMIT 10")]
+
+
+def complaints(sessions, refused, sites):
+    """What keeps this from having been the load that it says it is."""
+    bad = [f"a session was lost: {session.lost}" for session in sessions if session.lost]
+    if sum(refused.values()) > 0.001 * sum(session.done for session in sessions) + 3:
+        bad.append(f"refused: {dict(refused)}")
+    bad += [f"nothing was ever asked for at {name}"
+            for name in ("/ok", "/shaky", "/flap", "/bearer", "/token", "/list", "/calendar") if not sites.answered[name, 200]]
+    return bad
+
+
+def main():
+    parser = argparse.ArgumentParser(description="an hour of load, and whether anything grows")
+    parser.add_argument("--scratch", required=True)
+    parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--rate", type=float, default=200, help="events a second, about")
+    args = parser.parse_args()
+    args.host, args.port, args.user, args.db = args.scratch, 54329, "postgres", "postgres"
+
+    sites = Sites()
+    sites.start()
+    sites.ready.wait()
+    monitor = Connection(args, "monitor")
+    set_up(monitor, sites)
+    begin = time.monotonic()
+    stopping = threading.Event()
+    sessions = begin_sessions(args, stopping)
+    samples = watch(args, monitor)
     stopping.set()
     for session in sessions:
         session.join()
     sites.well = True
-    bad = []
-    deadline = time.monotonic() + 120
-    while (owed := int(monitor.query("SELECT count(*) FROM accord.owed()")[0][0])) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    if owed:
-        bad.append(f"{owed} deliveries are still owed")
-        bad.extend(map(str, monitor.query("SELECT channel, state, count(*), max(error) FROM accord.owed() LEFT JOIN "
-                                          "accord.backlog USING (channel, state) GROUP BY 1, 2 LIMIT 10")))
-    for session in sessions:
-        if session.lost:
-            bad.append(f"a session was lost: {session.lost}")
     refused = sum((session.refused for session in sessions), Counter())
-    if sum(refused.values()) > 0.001 * sum(session.done for session in sessions) + 3:
-        bad.append(f"refused: {dict(refused)}")
-    for name in ("/ok", "/shaky", "/flap", "/bearer", "/token", "/list", "/calendar"):
-        if not sites.answered[name, 200]:
-            bad.append(f"nothing was ever asked for at {name}")
-    seconds = time.monotonic() - begin
-    print(f"\n{seconds:.0f} s: {sum(session.done for session in sessions)} transactions, {sites.tokens} tokens, answers: " +
+    bad = still_owed(monitor) + complaints(sessions, refused, sites)
+    print(f"\n{time.monotonic() - begin:.0f} s: {sum(session.done for session in sessions)} transactions, {sites.tokens} tokens, answers: " +
           ", ".join(f"{name} {status}: {n}" for (name, status), n in sorted(sites.answered.items())) +
           f"; refused: {dict(refused)}")
     print("rings turned: " + ", ".join(f"{log} {n}" for log, n in monitor.query(
