@@ -130,12 +130,13 @@ lane_rate() {
 
 # Microseconds of CPU of the server, all its processes ever, and of the worker.
 all_cpu() {
-    local children
-    children=$(<"/proc/$server/task/$server/children")
-    # shellcheck disable=SC2086
-    (cd /proc && cat "$server/stat" $(printf '%s/stat ' $children) ${worker:+$worker/stat} 2>/dev/null) |
-        awk -v hz="$(getconf CLK_TCK)" -v s="$server" '{gsub(/\([^)]*\)/, "x")} {n += $14 + $15}
-            $1 == s {n += $16 + $17} END {printf "%d", n * 1000000 / hz}'
+    local process used total
+    total=$(ended_cpu)
+    for process in "$server" $(<"/proc/$server/task/$server/children") $worker; do
+        # one that has ended meanwhile is among those
+        used=$(cpu "$process" 2>/dev/null) && total=$((total + used))
+    done
+    echo "$total"
 }
 
 # A backlog: requests a second, CPU of each in microseconds, and bytes of WAL of each, enqueueing included.
@@ -181,12 +182,6 @@ compare_pgbench() {
     delivered[$1]+=$figures$'\n'
     wait_until tool_owes_nothing "$1"
     stop_tool "$1"
-}
-
-# As transactions(), where sessions of others go on: only transactions a second
-transactions_beside() {
-    pgbench -n -c "$2" -j 2 -D scale=20 -T "$3" -f "$scratch/$1.sql" >"$scratch/pgbench.log" 2>&1 || fail "$(tail "$scratch/pgbench.log")"
-    awk '/^tps/ {print $3}' "$scratch/pgbench.log"
 }
 
 deliverer() {
