@@ -98,19 +98,19 @@ END
 $$;
 COMMENT ON FUNCTION accord.check_verify(jsonb) IS 'internal: raises unless accord.source.verify can be used';
 
-CREATE FUNCTION accord.check_mapping_path(path text, member text, whose text) RETURNS void
+CREATE FUNCTION accord.check_path(path text, what text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM path::jsonpath;
 EXCEPTION WHEN syntax_error OR data_exception THEN
     RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-        MESSAGE = format('member "%s" of mapping of %s is not a JSON path: %s', member, whose, SQLERRM),
+        MESSAGE = format('%s is not a JSON path: %s', what, SQLERRM),
         HINT = 'Write it as in "$.data.id"; a name that has other characters than letters in double quotes: $."first name".';
 END
 $$;
-COMMENT ON FUNCTION accord.check_mapping_path(text, text, text) IS 'internal: raises unless a member of a mapping is a JSON path';
+COMMENT ON FUNCTION accord.check_path(text, text) IS 'internal: raises unless a text is a JSON path';
 
-CREATE FUNCTION accord.is_table(name text) RETURNS boolean
+CREATE FUNCTION accord.is_relation(name text) RETURNS boolean
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN to_regclass(name) IS NOT NULL;
@@ -118,7 +118,7 @@ EXCEPTION WHEN invalid_name OR syntax_error OR feature_not_supported THEN
     RETURN false;               -- no name at all, or one in another database
 END
 $$;
-COMMENT ON FUNCTION accord.is_table(text) IS 'internal: whether something is the name of a table; false, too, where it cannot be a name';
+COMMENT ON FUNCTION accord.is_relation(text) IS 'internal: whether something is the name of a relation; false, too, where it cannot be a name';
 
 CREATE FUNCTION accord.check_mapping(mapping jsonb, whose text DEFAULT 'accord.source') RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -137,7 +137,7 @@ BEGIN
                 HINT = 'Use event_id, topic, target, key, op, changes, occurred_at, revision, account and base.';
         END IF;
         IF jsonb_typeof(member.value) = 'object' AND member.key IN ('changes', 'base') THEN
-            PERFORM accord.check_mapping_path(o.value #>> '{}', member.key || '.' || o.key, whose)
+            PERFORM accord.check_path(o.value #>> '{}', format('member "%s.%s" of mapping of %s', member.key, o.key, whose))
                 FROM jsonb_each(member.value) o WHERE o.value #>> '{}' LIKE '$%';
             CONTINUE;
         END IF;
@@ -152,8 +152,8 @@ BEGIN
                 HINT = 'Give the name of a table with its schema, or write a mapping_function.';
         END IF;
         IF member.value #>> '{}' LIKE '$%' THEN
-            PERFORM accord.check_mapping_path(member.value #>> '{}', member.key, whose);
-        ELSIF member.key = 'target' AND NOT accord.is_table(member.value #>> '{}') THEN
+            PERFORM accord.check_path(member.value #>> '{}', format('member "%s" of mapping of %s', member.key, whose));
+        ELSIF member.key = 'target' AND NOT accord.is_relation(member.value #>> '{}') THEN
             RAISE EXCEPTION USING ERRCODE = 'undefined_table',
                 MESSAGE = format('target "%s" in mapping of %s does not exist', member.value #>> '{}', whose),
                 HINT = 'Give the name of a table with its schema.';

@@ -93,8 +93,9 @@ BEGIN
             MESSAGE = format('a function of reconciliation "%s" does not exist with the right signature', NEW.name),
             HINT = 'They must be expected_function(text) RETURNS SETOF of key text, value jsonb, and normalise_function(text, jsonb) RETURNS jsonb; name them with their schema.';
     END IF;
-    PERFORM coalesce(o.value ->> 'expected', o.value #>> '{}')::jsonpath, coalesce(o.value ->> 'actual', o.value #>> '{}')::jsonpath
-    FROM jsonb_each(NEW.compared) o;
+    PERFORM accord.check_path(coalesce(o.value ->> s.side, o.value #>> '{}'),
+                              format('%s "%s" in compared of reconciliation "%s"', s.side, o.key, NEW.name))
+    FROM jsonb_each(NEW.compared) o, (VALUES ('expected'), ('actual')) s (side);
     RETURN NEW;
 END
 $$;

@@ -142,7 +142,7 @@ BEGIN
                    'accord.discard(text, text, text, text, text, text, timestamptz, timestamptz, text), '
                    'accord.discard(uuid, text, text, text), accord.pause(text, text, text, timestamptz), '
                    'accord.resume(text, text, text), accord.stat_reset(text, text), accord.reset_counters(text, text), accord.erase(uuid, text), accord.adopt(), accord.launch(), accord.reseal(), accord.verify_options(text), '
-                   'accord.check_verify(jsonb), accord.check_mapping(jsonb, text), accord.check_mapping_path(text, text, text), accord.is_table(text), accord.check_mapping_function(text, text, text), '
+                   'accord.check_verify(jsonb), accord.check_mapping(jsonb, text), accord.check_path(text, text), accord.is_relation(text), accord.check_mapping_function(text, text, text), '
                    'accord.receive_webhook(text, jsonb, bytea), accord.expose_webhook(text, regnamespace, text) TO %s', role);
     -- all but override() look at the table's owner
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.manage(regclass, text[]), accord.unmanage(regclass), '

@@ -159,9 +159,8 @@ load_rule(Jsonb *json, const AccordAuthKind *kind)
 	JsonbIterator *iterator;
 	JsonbIteratorToken token;
 	JsonbValue	value;
-	int			hash;
+	int			hash = word_of(json, kind, "hash");
 
-	hash = word_of(json, kind, "hash");
 	Assert(hash < lengthof(hashes));
 	rule->hash = hashes[hash];
 	rule->base64 = word_of(json, kind, "encoding") == 1;
@@ -543,23 +542,6 @@ basic_text(const AccordAuth *auth)
 	return accord_mac_base64(both, strlen(both));
 }
 
-/* As it stands in a URL: percent-encoded, with these digits. */
-static char *
-url_text(const char *value, const char *format)
-{
-	StringInfoData text;
-
-	Assert(value != NULL);
-	initStringInfo(&text);
-	for (const char *c = value; *c != '\0'; c++)
-		if ((*c >= '0' && *c <= '9') || (*c >= 'A' && *c <= 'Z') ||
-			(*c >= 'a' && *c <= 'z') || strchr("-._~", *c) != NULL)
-			appendStringInfoChar(&text, *c);
-		else
-			appendStringInfo(&text, format, (unsigned char) *c);
-	return text.data;
-}
-
 const char *
 accord_auth_redact(const AccordAuth *auth, const char *access,
 				   const char *bytes, size_t *len, size_t keep)
@@ -575,8 +557,8 @@ accord_auth_redact(const AccordAuth *auth, const char *access,
 		texts[n++] = basic_text(auth);
 	if (n > 0 && auth->type == ACCORD_AUTH_QUERY)
 	{
-		texts[n++] = url_text(auth->secrets[0].value, "%%%02X");
-		texts[n++] = url_text(auth->secrets[0].value, "%%%02x");
+		texts[n++] = accord_http_encode(auth->secrets[0].value, true);
+		texts[n++] = accord_http_encode(auth->secrets[0].value, false);
 	}
 	if (access != NULL)
 		texts[n++] = access;

@@ -127,6 +127,12 @@ extern void accord_http_copy_link(AccordHttpRequest *request,
 								  const AccordHttpProxy *proxy);
 
 /*
+ * Text as it stands in a URL or a form, percent-encoded (RFC 3986, 2.1) with
+ * digits A-F, or a-f; palloc'd.
+ */
+extern char *accord_http_encode(const char *text, bool upper);
+
+/*
  * What keeps a request from ever being sent: NULL, or a palloc'd sentence
  * fragment without a secret.
  */

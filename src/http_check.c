@@ -15,6 +15,8 @@
 
 #include <netdb.h>
 
+#include "lib/stringinfo.h"
+
 #include "guc.h"
 #include "http.h"
 #include "http_private.h"
@@ -68,6 +70,22 @@ accord_http_token_length(const char *text)
 	while (is_token_char(*end))
 		end++;
 	return end - text;
+}
+
+char	   *
+accord_http_encode(const char *text, bool upper)
+{
+	StringInfoData out;
+
+	Assert(text != NULL);
+	initStringInfo(&out);
+	for (; *text != '\0'; text++)
+		if (strchr(ACCORD_HTTP_UNRESERVED, *text) != NULL)
+			appendStringInfoChar(&out, *text);
+		else
+			appendStringInfo(&out, upper ? "%%%02X" : "%%%02x",
+							 (unsigned char) *text);
+	return out.data;
 }
 
 /* Line feeds would begin another header, or another request. */

@@ -509,27 +509,6 @@ store_row(const AccordToken *token, const char *access, const char *refresh)
  * ----------
  */
 
-static void
-append_encoded(StringInfo out, const char *text)
-{
-	Assert(text != NULL);
-	for (; *text != '\0'; text++)
-		if (strchr(ACCORD_HTTP_UNRESERVED, *text) != NULL)
-			appendStringInfoChar(out, *text);
-		else
-			appendStringInfo(out, "%%%02X", (unsigned char) *text);
-}
-
-static char *
-encoded(const char *text)
-{
-	StringInfoData out;
-
-	initStringInfo(&out);
-	append_encoded(&out, text);
-	return out.data;
-}
-
 /* One more member of a form, or of an object. */
 static void
 append_member(StringInfo body, bool json, const char *name,
@@ -545,9 +524,9 @@ append_member(StringInfo body, bool json, const char *name,
 	}
 	if (body->len > 0)
 		appendStringInfoChar(body, '&');
-	append_encoded(body, name);
+	appendStringInfoString(body, accord_http_encode(name, true));
 	appendStringInfoChar(body, '=');
-	append_encoded(body, value);
+	appendStringInfoString(body, accord_http_encode(value, true));
 }
 
 static void
@@ -640,8 +619,8 @@ accord_token_request(const AccordToken *token, const char *refresh,
 	if (!spec->login && secret != NULL && !spec->client_in_body)
 	{
 		request->auth = ACCORD_HTTP_AUTH_BASIC;
-		request->auth_name = encoded(spec->client_id);
-		request->auth_secret = encoded(secret);
+		request->auth_name = accord_http_encode(spec->client_id, true);
+		request->auth_secret = accord_http_encode(secret, true);
 	}
 	accord_http_copy_link(request, spec->tls, spec->proxy);
 	request->connect_timeout_ms = CONNECT_TIMEOUT;

@@ -567,7 +567,7 @@ CREATE TEMPORARY VIEW admin_may (name, privilege) AS
     UNION SELECT unnest(ARRAY['manage', 'unmanage', 'set_policy', 'drop_policy', 'override', 'what_if', 'check_policy']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['stat_reset', 'reset_counters']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['replay', 'backfill', 'cancel_replay', 'probe']), 'EXECUTE'
-    UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping', 'check_mapping_path', 'is_table',
+    UNION SELECT unnest(ARRAY['reseal', 'mark', 'verify_options', 'check_verify', 'check_mapping', 'check_path', 'is_relation',
                               'check_mapping_function', 'receive_webhook', 'expose_webhook']), 'EXECUTE'
     UNION SELECT unnest(ARRAY['revert', 'undelete', 'revert_commits', 'revert_net', 'revert_steps',
                               'revert_decide', 'key_image', 'key_condition', 'from_name', 'type_name', 'revert_current',

@@ -126,6 +126,9 @@ sql(q{UPDATE accord.reconciliation SET normalise_function = NULL, compared = '{"
 $stub->script([ page('/locks/l1$', { code => { PIN => '11' } }), page('/locks/l2$', { code => { PIN => '22' } }),
         page('/locks/', { code => { PIN => '0' } }) ]);
 is(reconcile(channel => "'locks'", repair => 'false'), 'done|3|1|2|0', 'only listed paths are compared');
+my (undef, undef, $refusal) = $node->psql('postgres', q{UPDATE accord.reconciliation SET compared = '{"pin": {"expected": "$.pin", "actual": "$."}}'
+    WHERE name = 'codes'});
+like($refusal, qr/actual "pin" in compared of reconciliation "codes" is not a JSON path: .*HINT/s, 'what is no path is refused when it is given');
 
 # A server that is killed while it reads goes on where it was.
 $stub->script([ page('page=1$', [ { id => 'r1', rate => { price => 1 } } ]),

@@ -40,15 +40,18 @@ sub in_words { return join ', ', map { join ' ', @$_ } sort { "@$a" cmp "@$b" } 
 
 my (undef, $error, $status) = shards('set-up', $stub->url, $per_second, 8);
 is($status, 0, 'the nodes are made') or diag($error);
-is(value($_, 'SELECT count(DISTINCT app.node_of(g::text, 2)), max(app.node_of(g::text, 2)) FROM generate_series(1, 100) g'), '2|1',
-    'both nodes have properties') for 0;
+is(value(0, 'SELECT count(DISTINCT app.node_of(g::text, 2)), max(app.node_of(g::text, 2)) FROM generate_series(1, 100) g'), '2|1',
+    'both nodes have properties');
 my @property = map { my $n = $_; [ grep { value(0, "SELECT app.node_of('$_', 2)") == $n } map { "hotel-$_" } 1 .. 12 ] } 0, 1;
 is(join(' ', map { scalar shards('node', $_) } map { @$_[ 0, 1 ] } @property), '0 0 1 1', 'the router says the same as the database');
 my ($a, $b) = map { $_->[0] } @property;
 
 # ---- each node's own
 
+value(0, 'UPDATE accord.channel SET enabled = false');
 shards('run', $_, "INSERT INTO app.room VALUES ('$_', 'r1', 5)") for $a, $b;
+is(shards('owed', $a), 1, 'what is not sent is owed');
+value(0, 'UPDATE accord.channel SET enabled = true');
 shards('run', $_, "UPDATE app.room SET free = 4 WHERE property = '$_'; UPDATE app.room SET free = 3 WHERE property = '$_'") for $a, $b;
 both_settle();
 my @requests = arrived();

@@ -162,7 +162,7 @@ for my $row (rows('accord_log'))
     @ends{ 'last', $row->{tx_id} } = ($row->{tx_id}, 1);
 }
 is($split, 0, '... and each transaction in one piece');
-is((grep { $_->{key} eq 'prepared' } rows($_)), 1, "$_: what was prepared came when it was committed") for 'accord_log';
+is((grep { $_->{key} eq 'prepared' } rows('accord_log')), 1, '... and what was prepared, when it was committed');
 
 # ---- and nothing has to be there for a slot whose position the server remembers
 $node->restart;
