@@ -1,5 +1,5 @@
 /*
- * settle.h: exports of settle.c
+ * settle.h: exports of settle.c and its parts, settle_*.c
  *
  * Layer 5: conclusions about deliveries, made durable many at a time.
  */
