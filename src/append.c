@@ -30,7 +30,6 @@
 #include "catalog/index.h"
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
@@ -38,6 +37,7 @@
 #include "append.h"
 #include "compat.h"
 #include "db.h"
+#include "invalidation.h"
 
 /*
  * Two logs and two stores of keys; a transaction that lasts may write to an
@@ -157,7 +157,7 @@ find_target(const char *table, int slot)
 	if (target == NULL)
 	{
 		if (n_targets == 0)
-			CacheRegisterRelcacheCallback(mark_stale, (Datum) 0);
+			accord_invalidation_heed(mark_stale, (Datum) 0);
 		if (n_targets < MAX_TARGETS)
 			target = &targets[n_targets++];
 		else

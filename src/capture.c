@@ -31,7 +31,6 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -39,6 +38,7 @@
 #include "accord.h"
 #include "capture.h"
 #include "compat.h"
+#include "invalidation.h"
 #include "nest.h"
 #include "rowevent.h"
 
@@ -200,7 +200,7 @@ create_cache(void)
 	ctl.hcxt = TopMemoryContext;
 	captures = hash_create("pg_accord captures", 64, &ctl,
 						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	CacheRegisterRelcacheCallback(mark_stale, (Datum) 0);
+	accord_invalidation_heed(mark_stale, (Datum) 0);
 }
 
 static void

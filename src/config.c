@@ -29,6 +29,7 @@
 #include "accord.h"
 #include "config_private.h"
 #include "db.h"
+#include "invalidation.h"
 #include "shmem.h"
 
 static AccordConfig *current = NULL;
@@ -156,7 +157,7 @@ accord_config_get(void)
 
 	if (!registered)
 	{
-		CacheRegisterRelcacheCallback(forget_config, (Datum) 0);
+		accord_invalidation_heed(forget_config, (Datum) 0);
 		/* a body function or a role may have come or gone */
 		CacheRegisterSyscacheCallback(PROCOID, forget_role_or_function, 0);
 		CacheRegisterSyscacheCallback(AUTHOID, forget_role_or_function, 0);

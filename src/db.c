@@ -30,7 +30,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -38,6 +37,7 @@
 #include "accord.h"
 #include "compat.h"
 #include "db.h"
+#include "invalidation.h"
 
 typedef struct RelidEntry
 {
@@ -140,7 +140,7 @@ create_relid_cache(void)
 	ctl.hcxt = TopMemoryContext;
 	relids = hash_create("pg_accord relations", 128, &ctl,
 						 HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-	CacheRegisterRelcacheCallback(forget_relids, (Datum) 0);
+	accord_invalidation_heed(forget_relids, (Datum) 0);
 }
 
 Oid

@@ -31,7 +31,6 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -40,6 +39,7 @@
 #include "db.h"
 #include "guc.h"
 #include "identity.h"
+#include "invalidation.h"
 
 static bool registered = false;
 static bool stale = true;
@@ -164,8 +164,8 @@ accord_identity_here(void)
 		return here;
 	if (!registered)
 	{
-		CacheRegisterRelcacheCallback(forget_identity,
-									  ObjectIdGetDatum(accord_db_relid("identity")));
+		accord_invalidation_heed(forget_identity,
+								 ObjectIdGetDatum(accord_db_relid("identity")));
 		registered = true;
 	}
 	stale = false;

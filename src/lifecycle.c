@@ -35,6 +35,7 @@
 #include "nodes/parsenodes.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/inval.h"
 #include "utils/syscache.h"
 
 #include "accord.h"
@@ -163,14 +164,22 @@ process_next(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 }
 
 /*
- * A transaction prepared elsewhere may have changed the configuration; its
+ * A transaction prepared elsewhere may have changed the configuration, or made
+ * or dropped the extension (had: as which sequence it was there before); its
  * invalidations have been sent by now, but nobody was woken.
  */
 static void
-wake_for_prepared(void)
+wake_for_prepared(Oid had)
 {
-	if (accord_shmem_ready() &&
-		OidIsValid(accord_db_relid_if_any("commit_seq")))
+	Oid			has;
+
+	if (!accord_shmem_ready())
+		return;
+	AcceptInvalidationMessages();
+	has = accord_db_relid_if_any("commit_seq");
+	if (has != had)
+		accord_shmem_relaunch_at_commit();
+	else if (OidIsValid(has))
 		accord_shmem_wake_dispatchers();
 }
 
@@ -196,9 +205,13 @@ process_two_phase(PlannedStmt *pstmt, const char *query_string,
 {
 	TransactionStmt *stmt = (TransactionStmt *) pstmt->utilityStmt;
 	bool		commits = stmt->kind == TRANS_STMT_COMMIT_PREPARED;
+	Oid			had = InvalidOid;
 
 	if (commits)
+	{
+		had = accord_db_relid_if_any("commit_seq");
 		accord_prepared_before(stmt->gid);
+	}
 	else
 		accord_log_preparing(stmt->gid);
 	process_next(pstmt, query_string, read_only_tree, context, params,
@@ -206,7 +219,7 @@ process_two_phase(PlannedStmt *pstmt, const char *query_string,
 	if (!commits)
 		return;
 	accord_prepared_after();
-	wake_for_prepared();
+	wake_for_prepared(had);
 }
 
 static bool

@@ -39,6 +39,7 @@
 #include "accord.h"
 #include "db.h"
 #include "guc.h"
+#include "invalidation.h"
 #include "policy.h"
 #include "value.h"
 
@@ -116,7 +117,7 @@ create_cache(void)
 	ctl.hcxt = TopMemoryContext;
 	entries = hash_create("pg_accord managed tables", 64, &ctl,
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	CacheRegisterRelcacheCallback(mark_stale, (Datum) 0);
+	accord_invalidation_heed(mark_stale, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, mark_all_stale, (Datum) 0);
 	CacheRegisterSyscacheCallback(AUTHOID, mark_all_stale, (Datum) 0);
 }

@@ -29,7 +29,6 @@
 #include "executor/spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/json.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -38,6 +37,7 @@
 #include "clerk.h"
 #include "db.h"
 #include "errand.h"
+#include "invalidation.h"
 #include "json.h"
 #include "pull.h"
 #include "settle.h"
@@ -154,7 +154,7 @@ initialize(AccordDesk *desk)
 		dlist_init(&answered[i]);
 	for (int i = 0; i < lengthof(tables); i++)
 		watched[n_watched++] = accord_db_relid(tables[i]);
-	CacheRegisterRelcacheCallback(note_change, (Datum) 0);
+	accord_invalidation_heed(note_change, (Datum) 0);
 }
 
 static char *

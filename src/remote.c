@@ -41,6 +41,7 @@
 #include "await.h"
 #include "compat.h"
 #include "db.h"
+#include "invalidation.h"
 #include "json.h"
 #include "remote.h"
 #include "shmem.h"
@@ -389,7 +390,7 @@ accord_remote_heed(AccordDesk *desk)
 	static bool registered = false;
 
 	if (!registered)
-		CacheRegisterRelcacheCallback(notice_edit, (Datum) 0);
+		accord_invalidation_heed(notice_edit, (Datum) 0);
 	registered = true;
 	if (edited)
 		accord_await_release_all(desk);

@@ -19,7 +19,6 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -27,6 +26,7 @@
 #include "accord.h"
 #include "config.h"
 #include "db.h"
+#include "invalidation.h"
 #include "secret.h"
 #include "source.h"
 
@@ -55,7 +55,7 @@ create_cache(int64 of_generation)
 		sources_context = AllocSetContextCreate(TopMemoryContext,
 												"pg_accord sources",
 												ALLOCSET_SMALL_SIZES);
-		CacheRegisterRelcacheCallback(forget_sources, (Datum) 0);
+		accord_invalidation_heed(forget_sources, (Datum) 0);
 	}
 	MemoryContextReset(sources_context);
 	memset(&ctl, 0, sizeof(ctl));

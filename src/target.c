@@ -33,7 +33,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -44,6 +43,7 @@
 #include "compat.h"
 #include "db.h"
 #include "image.h"
+#include "invalidation.h"
 #include "json.h"
 #include "managed.h"
 #include "rowkey.h"
@@ -121,7 +121,7 @@ create_targets(void)
 	ctl.hcxt = TopMemoryContext;
 	targets = hash_create("pg_accord targets", 32, &ctl,
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	CacheRegisterRelcacheCallback(forget_target, (Datum) 0);
+	accord_invalidation_heed(forget_target, (Datum) 0);
 }
 
 /* The equality of a primary key's column, as OPERATOR(schema.=). */

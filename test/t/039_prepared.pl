@@ -1,6 +1,7 @@
 # Transactions that are committed in two phases: their events get their place when COMMIT PREPARED runs, in whatever
 # session, survive a restart and a crash in between, and vanish on ROLLBACK PREPARED. One that was committed without
-# getting its place, as its session or its server ended at that moment, gets it as soon as a dispatcher can see to it.
+# getting its place, as its session or its server ended at that moment, gets it as soon as a dispatcher can see to it. The
+# extension can be made and dropped in such a transaction, too.
 use strict;
 use warnings FATAL => 'all';
 
@@ -150,6 +151,19 @@ wait_for_delivery($node);
 like(arrived(), qr/q1/, '... and delivered');
 sound('all digests are right');
 is(value('SELECT accord.safe_seq() = last_value FROM accord.commit_seq'), 't', 'no floor is left standing');
+
+# ---- the extension itself, made and dropped so
+
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+$node->safe_psql('other', q{BEGIN; CREATE EXTENSION pg_accord; PREPARE TRANSACTION 'made'});
+is(scalar(workers($node, 'dispatcher', 'other')), 0, 'an extension made by a prepared transaction is not there yet');
+$node->safe_psql('other', q{COMMIT PREPARED 'made'});
+poll_until(sub { workers($node, 'dispatcher', 'other') }, 'a dispatcher of what was made');
+pass('COMMIT PREPARED: it has its dispatcher');
+$node->safe_psql('other', q{BEGIN; DROP EXTENSION pg_accord; PREPARE TRANSACTION 'dropped'});
+$node->safe_psql('other', q{COMMIT PREPARED 'dropped'});
+poll_until(sub { !workers($node, 'dispatcher', 'other') }, 'the dispatcher of what was dropped to go');
+pass('dropped so, it has none any more');
 
 $node->stop;
 done_testing();
