@@ -18,7 +18,7 @@
  * On failure: an error of the database session (disk full, lost catalog) ends
  * the process; the launcher starts another after accord.restart_interval,
  * which recovers from the logs. SIGTERM: what has been answered is settled,
- * what is in flight is abandoned.
+ * unless somebody keeps our tables locked; what is in flight is abandoned.
  */
 #include "postgres.h"
 
@@ -30,6 +30,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/proc.h"
 #include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -428,7 +429,8 @@ place_prepared(void)
 
 /*
  * SIGTERM: ends the loop at its next turn; a body function that is running is
- * cancelled.
+ * cancelled. Who waits for a lock ends at once: its holder may be a prepared
+ * transaction, which no shutdown ends.
  */
 static void
 handle_shutdown(SIGNAL_ARGS)
@@ -440,6 +442,11 @@ handle_shutdown(SIGNAL_ARGS)
 	{
 		InterruptPending = true;
 		QueryCancelPending = true;
+	}
+	if (MyProc != NULL && MyProc->waitLock != NULL)
+	{
+		InterruptPending = true;
+		ProcDiePending = true;
 	}
 	SetLatch(MyLatch);
 	errno = save_errno;
@@ -534,12 +541,16 @@ start(int number, int count)
 	accord_db_commit();
 }
 
-/* The last act: what has been answered need not be sent again. */
+/*
+ * The last act: what has been answered need not be sent again. Nobody shall
+ * have to wait long for it.
+ */
 static void
 wind_up(void)
 {
 	bool		installed;
 
+	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
 	MemoryContextSwitchTo(turn_context);
 	StartTransactionCommand();
 	installed = accord_db_installed();

@@ -28,9 +28,11 @@
 #include "access/heapam.h"
 #include "access/table.h"
 #include "access/transam.h"
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "catalog/pg_collation.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -102,6 +104,39 @@ find_rows(Relation table, const char *gid)
 	return rows;
 }
 
+/* Whether a prepared transaction keeps a relation locked against us. */
+static bool
+is_locked_by_prepared(Oid relid)
+{
+	LOCKTAG		tag;
+	VirtualTransactionId *holder;
+	bool		have_more;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
+	for (holder = GetLockConflicts(&tag, AccessShareLock, NULL);
+		 VirtualTransactionIdIsValid(*holder); holder++)
+		if (VirtualTransactionIdIsRecoveredPreparedXact(*holder) ||
+			TransactionIdIsValid(TwoPhaseGetXidByVirtualXID(*holder,
+															&have_more)))
+			return true;
+	return false;
+}
+
+/*
+ * Locks accord.prepared, unless a prepared transaction has it: most likely this
+ * one, which drops the extension, and would be waited for for ever.
+ */
+static bool
+lock_prepared(Oid relid)
+{
+	if (ConditionalLockRelationOid(relid, AccessShareLock))
+		return true;
+	if (is_locked_by_prepared(relid))
+		return false;
+	LockRelationOid(relid, AccessShareLock);
+	return true;
+}
+
 void
 accord_prepared_before(const char *gid)
 {
@@ -119,7 +154,11 @@ accord_prepared_before(const char *gid)
 		RegisterXactCallback(at_transaction_event, NULL);
 	callback_registered = true;
 
-	table = table_open(relid, AccessShareLock);
+	if (!lock_prepared(relid))
+		return;
+	table = try_table_open(relid, NoLock);
+	if (table == NULL)
+		return;					/* dropped meanwhile */
 	placing.rows = find_rows(table, gid);
 	table_close(table, AccessShareLock);
 	if (placing.rows == NIL)
