@@ -239,17 +239,20 @@ make_entry(CacheEntry *entry, Relation rel, const Trigger *trigger)
 static AccordCapture *
 find_capture(TriggerData *data, bool *nests)
 {
-	CacheEntry *entry;
+	static CacheEntry *entry = NULL;	/* of the row before; none is removed */
 	bool		found;
 
 	if (captures == NULL)
 		create_cache();
-	entry = hash_search(captures, &data->tg_trigger->tgoid, HASH_ENTER,
-						&found);
-	if (!found)
+	if (entry == NULL || entry->trigger != data->tg_trigger->tgoid)
 	{
-		entry->context = NULL;
-		entry->made = false;
+		entry = hash_search(captures, &data->tg_trigger->tgoid, HASH_ENTER,
+							&found);
+		if (!found)
+		{
+			entry->context = NULL;
+			entry->made = false;
+		}
 	}
 	if (!entry->made || entry->stale)
 		make_entry(entry, data->tg_relation, data->tg_trigger);

@@ -38,6 +38,7 @@
 #include "utils/timestamp.h"
 
 #include "accord.h"
+#include "buffer.h"
 #include "digest.h"
 #include "json.h"
 
@@ -148,9 +149,9 @@ begin_encoding(char prefix, char type)
 		MemoryContextSwitchTo(old);
 	}
 	resetStringInfo(&buffer);
-	appendStringInfoCharMacro(&buffer, prefix);
-	appendStringInfoCharMacro(&buffer, type);
-	appendStringInfoCharMacro(&buffer, ENCODING_VERSION);
+	accord_buffer_char(&buffer, prefix);
+	accord_buffer_char(&buffer, type);
+	accord_buffer_char(&buffer, ENCODING_VERSION);
 }
 
 static void
@@ -158,7 +159,7 @@ put_int16(int16 value)
 {
 	uint16		wire = pg_hton16((uint16) value);
 
-	appendBinaryStringInfo(&buffer, (char *) &wire, sizeof(wire));
+	accord_buffer_bytes(&buffer, &wire, sizeof(wire));
 }
 
 static void
@@ -166,7 +167,7 @@ put_int32(int32 value)
 {
 	uint32		wire = pg_hton32((uint32) value);
 
-	appendBinaryStringInfo(&buffer, (char *) &wire, sizeof(wire));
+	accord_buffer_bytes(&buffer, &wire, sizeof(wire));
 }
 
 static void
@@ -174,7 +175,7 @@ put_int64(int64 value)
 {
 	uint64		wire = pg_hton64((uint64) value);
 
-	appendBinaryStringInfo(&buffer, (char *) &wire, sizeof(wire));
+	accord_buffer_bytes(&buffer, &wire, sizeof(wire));
 }
 
 static void
@@ -185,7 +186,7 @@ put_bytes(const char *bytes, int len)
 	if (wire != bytes)
 		len = strlen(wire);
 	put_int32(len);
-	appendBinaryStringInfo(&buffer, wire, len);
+	accord_buffer_bytes(&buffer, wire, len);
 	if (wire != bytes)
 		pfree(wire);
 }
@@ -212,7 +213,7 @@ put_texts(Datum value)
 	put_int32(n);
 	for (int i = 0; i < n; i++)
 	{
-		appendStringInfoCharMacro(&buffer, nulls[i] ? 0 : 1);
+		accord_buffer_char(&buffer, nulls[i] ? 0 : 1);
 		if (!nulls[i])
 			put_text(elements[i]);
 	}
@@ -242,9 +243,7 @@ put_field(Kind kind, Datum value)
 			put_int64(DatumGetInt64(value));
 			break;
 		case KIND_UUID:
-			appendBinaryStringInfo(&buffer,
-								   (char *) DatumGetUUIDP(value)->data,
-								   UUID_LEN);
+			accord_buffer_bytes(&buffer, DatumGetUUIDP(value)->data, UUID_LEN);
 			break;
 		case KIND_TEXT:
 			put_text(value);
@@ -265,7 +264,7 @@ put_fields(const Field *fields, int n, const Datum *values, const bool *nulls)
 	{
 		int			column = fields[i].column;
 
-		appendStringInfoCharMacro(&buffer, nulls[column - 1] ? 0 : 1);
+		accord_buffer_char(&buffer, nulls[column - 1] ? 0 : 1);
 		if (!nulls[column - 1])
 			put_field(fields[i].kind, values[column - 1]);
 	}
@@ -312,12 +311,12 @@ accord_digest_content(const Datum *values, const bool *nulls,
 					  const uint8 *salt, AccordHash *content)
 {
 	begin_encoding(PREFIX_CONTENT, 'P');
-	appendBinaryStringInfo(&buffer, (const char *) salt, ACCORD_SALT_RANDOM);
+	accord_buffer_bytes(&buffer, salt, ACCORD_SALT_RANDOM);
 	for (int i = 0; i < lengthof(content_columns); i++)
 	{
 		int			column = content_columns[i];
 
-		appendStringInfoCharMacro(&buffer, nulls[column - 1] ? 0 : 1);
+		accord_buffer_char(&buffer, nulls[column - 1] ? 0 : 1);
 		if (!nulls[column - 1])
 			put_json(values[column - 1]);
 	}
@@ -330,8 +329,7 @@ accord_digest_event(const Datum *values, const bool *nulls,
 {
 	begin_encoding(ACCORD_MERKLE_LEAF, 'E');
 	put_fields(event_fields, lengthof(event_fields), values, nulls);
-	appendBinaryStringInfo(&buffer, (const char *) content->bytes,
-						   ACCORD_HASH_BYTES);
+	accord_buffer_bytes(&buffer, content->bytes, ACCORD_HASH_BYTES);
 	accord_merkle_hash(buffer.data, buffer.len, event);
 }
 
@@ -341,8 +339,7 @@ accord_digest_commit(const Datum *values, const bool *nulls,
 {
 	begin_encoding(ACCORD_MERKLE_LEAF, 'C');
 	put_fields(commit_fields, lengthof(commit_fields), values, nulls);
-	appendBinaryStringInfo(&buffer, (const char *) events->bytes,
-						   ACCORD_HASH_BYTES);
+	accord_buffer_bytes(&buffer, events->bytes, ACCORD_HASH_BYTES);
 	accord_merkle_hash(buffer.data, buffer.len, commit);
 }
 

@@ -40,9 +40,11 @@
 #include "utils/json.h"
 #include "utils/numeric.h"
 
+#include "buffer.h"
 #include "image.h"
 #include "image_private.h"
 #include "json.h"
+#include "whole.h"
 
 int
 accord_image_columns(const AccordImage *image)
@@ -59,11 +61,13 @@ accord_image_index(const AccordImage *image, int i)
 /* ---- values -------------------------------------------------------------- */
 
 /* Numbers and containers begin at a multiple of four. */
-static void
+static inline void
 put_padding(StringInfo buffer)
 {
-	while (buffer->len % ALIGNOF_INT != 0)
-		appendStringInfoCharMacro(buffer, '\0');
+	int			n = INTALIGN(buffer->len) - buffer->len;
+
+	memset(accord_buffer_room(buffer, ALIGNOF_INT), 0, ALIGNOF_INT);
+	buffer->len += n;
 }
 
 static uint32
@@ -74,7 +78,7 @@ put_string(StringInfo buffer, const char *bytes, int len)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("a value of %d bytes is too long to be captured", len),
 				 errhint("Exclude its column from the capture.")));
-	appendBinaryStringInfo(buffer, bytes, len);
+	accord_buffer_bytes(buffer, bytes, len);
 	return JENTRY_ISSTRING;
 }
 
@@ -82,7 +86,17 @@ static uint32
 put_numeric(StringInfo buffer, Numeric value)
 {
 	put_padding(buffer);
-	appendBinaryStringInfo(buffer, (char *) value, VARSIZE(value));
+	accord_buffer_bytes(buffer, value, VARSIZE(value));
+	return JENTRY_ISNUMERIC;
+}
+
+static inline uint32
+put_integer(StringInfo buffer, int64 value)
+{
+	put_padding(buffer);
+	buffer->len += accord_whole_write(accord_buffer_room(buffer,
+														 ACCORD_WHOLE_BYTES),
+									  value);
 	return JENTRY_ISNUMERIC;
 }
 
@@ -161,14 +175,75 @@ put_text(StringInfo buffer, Datum value)
 	return put_string(buffer, VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain));
 }
 
+/* Days since 2000-01-01: of the years 1 to 9999. */
+#define FIRST_DAY (-730119)
+#define LAST_DAY 2921939
+
+/*
+ * A point in time of those years, which is nearly all there are, as
+ * JsonEncodeDateTime() writes it, at half the cost. 0: it is something else.
+ */
+static int
+write_time(char *text, Timestamp value, bool with_zone)
+{
+	int64		days = value / USECS_PER_DAY;
+	int64		left = value % USECS_PER_DAY;
+	char	   *at = text;
+	int			year;
+	int			month;
+	int			day;
+
+	if (left < 0)
+	{
+		left += USECS_PER_DAY;
+		days--;
+	}
+	if (days < FIRST_DAY || days > LAST_DAY)
+		return 0;
+	j2date((int) days + POSTGRES_EPOCH_JDATE, &year, &month, &day);
+	at = pg_ultostr_zeropad(at, year, 4);
+	*at++ = '-';
+	at = pg_ultostr_zeropad(at, month, 2);
+	*at++ = '-';
+	at = pg_ultostr_zeropad(at, day, 2);
+	*at++ = 'T';
+	at = pg_ultostr_zeropad(at, left / USECS_PER_HOUR, 2);
+	*at++ = ':';
+	at = pg_ultostr_zeropad(at, left / USECS_PER_MINUTE % MINS_PER_HOUR, 2);
+	*at++ = ':';
+	at = pg_ultostr_zeropad(at, left / USECS_PER_SEC % SECS_PER_MINUTE, 2);
+	left %= USECS_PER_SEC;
+	if (left > 0)
+	{
+		*at++ = '.';
+		at = pg_ultostr_zeropad(at, left, 6);
+		while (at[-1] == '0')
+			at--;
+	}
+	if (with_zone)
+	{
+		memcpy(at, "+00:00", 6);
+		at += 6;
+	}
+	return at - text;
+}
+
 static uint32
 put_date_time(StringInfo buffer, Oid type, Datum value)
 {
 	char		text[MAXDATELEN + 1];
 	int			utc = 0;
+	int			len = 0;
 
-	JsonEncodeDateTime(text, value, type, &utc);
-	return put_string(buffer, text, strlen(text));
+	if (type != DATEOID)
+		len = write_time(text, DatumGetTimestamp(value),
+						 type == TIMESTAMPTZOID);
+	if (len == 0)
+	{
+		JsonEncodeDateTime(text, value, type, &utc);
+		len = strlen(text);
+	}
+	return put_string(buffer, text, len);
 }
 
 static uint32 put_array(StringInfo buffer, ImageType *element, Datum value);
@@ -185,11 +260,11 @@ put_value(StringInfo buffer, ImageType *type, Datum value)
 			return DatumGetBool(value) ? JENTRY_ISBOOL_TRUE :
 				JENTRY_ISBOOL_FALSE;
 		case IMAGE_INT2:
-			return put_numeric(buffer, int64_to_numeric(DatumGetInt16(value)));
+			return put_integer(buffer, DatumGetInt16(value));
 		case IMAGE_INT4:
-			return put_numeric(buffer, int64_to_numeric(DatumGetInt32(value)));
+			return put_integer(buffer, DatumGetInt32(value));
 		case IMAGE_INT8:
-			return put_numeric(buffer, int64_to_numeric(DatumGetInt64(value)));
+			return put_integer(buffer, DatumGetInt64(value));
 		case IMAGE_FLOAT4:
 			return put_float(buffer, DatumGetFloat4(value), true);
 		case IMAGE_FLOAT8:
@@ -221,24 +296,19 @@ put_value(StringInfo buffer, ImageType *type, Datum value)
 	return 0;
 }
 
-/*
- * Notes what was appended since start, at place i of a container's entries.
- * Every 32nd entry tells where it ends, the others how long they are.
- */
-static void
+/* Notes what was appended since start, at place i of a container's entries. */
+static inline void
 set_entry(StringInfo buffer, int entries, int i, uint32 kind, int start,
 		  int data)
 {
-	int			len = buffer->len - start;
-	JEntry		entry = kind | (JEntry) len;
+	JEntry		entry = accord_image_entry(i, kind, buffer->len - start,
+										   buffer->len - data);
 
 	if (buffer->len - data > JENTRY_OFFLENMASK)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("a row is too large to be captured"),
 				 errhint("Exclude its large columns from the capture.")));
-	if (i % JB_OFFSET_STRIDE == 0)
-		entry = kind | JENTRY_HAS_OFF | (JEntry) (buffer->len - data);
 	memcpy(buffer->data + entries + i * sizeof(JEntry), &entry,
 		   sizeof(JEntry));
 }
@@ -306,32 +376,59 @@ put_array(StringInfo buffer, ImageType *element, Datum value)
 
 /* ---- rows ---------------------------------------------------------------- */
 
+static int
+count_wanted(const AccordImage *image, const bool *wanted)
+{
+	int			n = 0;
+
+	for (int i = 0; i < image->n; i++)
+		n += (wanted == NULL || wanted[i]);
+	return n;
+}
+
+/*
+ * An object's header, room for its entries, those of the names filled in, and
+ * the names. Returns where the data begins.
+ */
+static int
+put_names(StringInfo buffer, const AccordImage *image, int n,
+		  const bool *wanted)
+{
+	int			entries = put_header(buffer, JB_FOBJECT, n, 2 * n);
+	int			data = buffer->len;
+	int			at = 0;
+
+	for (int i = 0; i < image->n; i++)
+	{
+		const ImageColumn *column = &image->columns[i];
+		int			start = buffer->len;
+
+		if (wanted != NULL && !wanted[i])
+			continue;
+		accord_buffer_bytes(buffer, column->name, column->name_len);
+		set_entry(buffer, entries, at++, JENTRY_ISSTRING, start, data);
+	}
+	return data;
+}
+
 static Jsonb *
 write_object(AccordImage *image, const Datum *values, const bool *nulls,
 			 const bool *wanted)
 {
 	StringInfoData buffer;
-	int			n = 0;
-	int			entries;
+	int			n = count_wanted(image, wanted);
+	int			at = n;
 	int			data;
-	int			at = 0;
 
-	for (int i = 0; i < image->n; i++)
-		n += (wanted == NULL || wanted[i]);
 	initStringInfo(&buffer);
 	buffer.len = VARHDRSZ;
-	entries = put_header(&buffer, JB_FOBJECT, n, 2 * n);
-	data = buffer.len;
-	for (int i = 0; i < image->n; i++)
+	if (n == image->n)
 	{
-		ImageColumn *column = &image->columns[i];
-		int			start = buffer.len;
-
-		if (wanted != NULL && !wanted[i])
-			continue;
-		appendBinaryStringInfo(&buffer, column->name, column->name_len);
-		set_entry(&buffer, entries, at++, JENTRY_ISSTRING, start, data);
+		data = buffer.len + sizeof(uint32) + 2 * n * (int) sizeof(JEntry);
+		accord_buffer_bytes(&buffer, image->head, image->head_len);
 	}
+	else
+		data = put_names(&buffer, image, n, wanted);
 	for (int i = 0; i < image->n; i++)
 	{
 		ImageColumn *column = &image->columns[i];
@@ -342,7 +439,8 @@ write_object(AccordImage *image, const Datum *values, const bool *nulls,
 			continue;
 		if (!nulls[column->index])
 			kind = put_value(&buffer, &column->type, values[column->index]);
-		set_entry(&buffer, entries, at++, kind, start, data);
+		set_entry(&buffer, data - 2 * n * (int) sizeof(JEntry), at++, kind,
+				  start, data);
 	}
 	SET_VARSIZE(buffer.data, buffer.len);
 	return (Jsonb *) buffer.data;
@@ -502,6 +600,15 @@ accord_image_text(Jsonb *object, const char *column)
 	return accord_json_text(&found);
 }
 
+static char *
+integer_text(int64 value)
+{
+	char	   *text = palloc(MAXINT8LEN + 1);
+
+	pg_lltoa(value, text);
+	return text;
+}
+
 char	   *
 accord_image_column_text(const AccordImage *image, int i, Jsonb *object,
 						 const Datum *values, const bool *nulls)
@@ -514,11 +621,11 @@ accord_image_column_text(const AccordImage *image, int i, Jsonb *object,
 	switch (column->type.kind)
 	{
 		case IMAGE_INT2:
-			return psprintf("%d", DatumGetInt16(value));
+			return integer_text(DatumGetInt16(value));
 		case IMAGE_INT4:
-			return psprintf("%d", DatumGetInt32(value));
+			return integer_text(DatumGetInt32(value));
 		case IMAGE_INT8:
-			return psprintf(INT64_FORMAT, DatumGetInt64(value));
+			return integer_text(DatumGetInt64(value));
 		case IMAGE_TEXT:
 			return TextDatumGetCString(value);
 		default:

@@ -7,6 +7,7 @@
 #define ACCORD_IMAGE_PRIVATE_H
 
 #include "fmgr.h"
+#include "utils/jsonb.h"
 
 /* How a value of a type is written. */
 typedef enum ImageKind
@@ -61,6 +62,20 @@ struct AccordImage
 	ImageGuard	guard;			/* the strictest of its columns */
 	int			n;
 	ImageColumn *columns;		/* in the order of keys in a jsonb object */
+	char	   *head;			/* of an object of all columns, up to the end
+								 * of the names; values' entries are zero */
+	int			head_len;
 };
+
+/*
+ * Entry i of a container: every 32nd tells where in the data it ends, the
+ * others how long they are.
+ */
+static inline JEntry
+accord_image_entry(int i, uint32 kind, int len, int end)
+{
+	return i % JB_OFFSET_STRIDE == 0 ?
+		kind | JENTRY_HAS_OFF | (JEntry) end : kind | (JEntry) len;
+}
 
 #endif							/* ACCORD_IMAGE_PRIVATE_H */

@@ -229,6 +229,33 @@ compare_columns(const void *a, const void *b)
 	return memcmp(left->name, right->name, left->name_len);
 }
 
+/* Writes what all objects of these columns begin with. */
+static void
+make_head(AccordImage *image)
+{
+	uint32		header = JB_FOBJECT | image->n;
+	int			names = sizeof(header) + 2 * image->n * sizeof(JEntry);
+	int			end = 0;
+
+	for (int i = 0; i < image->n; i++)
+		end += image->columns[i].name_len;
+	image->head_len = names + end;
+	image->head = palloc0(image->head_len);
+	memcpy(image->head, &header, sizeof(header));
+	end = 0;
+	for (int i = 0; i < image->n; i++)
+	{
+		const ImageColumn *column = &image->columns[i];
+		JEntry		entry;
+
+		memcpy(image->head + names + end, column->name, column->name_len);
+		end += column->name_len;
+		entry = accord_image_entry(i, JENTRY_ISSTRING, column->name_len, end);
+		memcpy(image->head + sizeof(header) + i * sizeof(JEntry), &entry,
+			   sizeof(entry));
+	}
+}
+
 AccordImage *
 accord_image_prepare(TupleDesc desc, const Bitmapset *columns)
 {
@@ -253,5 +280,6 @@ accord_image_prepare(TupleDesc desc, const Bitmapset *columns)
 		image->n++;
 	}
 	qsort(image->columns, image->n, sizeof(ImageColumn), compare_columns);
+	make_head(image);
 	return image;
 }

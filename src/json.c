@@ -16,13 +16,17 @@
  */
 #include "postgres.h"
 
-#include "compat.h"
 #include "fmgr.h"
-#include "json.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/numeric.h"
+
+#include "buffer.h"
+#include "compat.h"
+#include "json.h"
+#include "whole.h"
 
 /* The longest UTF-8 character. */
 #define UTF8_LENGTH 4
@@ -108,7 +112,7 @@ append_escaped(StringInfo out, char c)
 #define EACH_BYTE(byte) (UINT64CONST(0x0101010101010101) * (byte))
 
 /* Whether none of eight characters is a control character, quote or backslash. */
-static bool
+static inline bool
 are_plain(const char *eight)
 {
 	uint64		word;
@@ -124,154 +128,152 @@ are_plain(const char *eight)
 			 ((slashes - EACH_BYTE(1)) & ~slashes)) & EACH_BYTE(0x80)) == 0;
 }
 
+static inline bool
+is_plain(char c)
+{
+	return (unsigned char) c >= ' ' && c != '"' && c != '\\';
+}
+
+/* How many characters from the first one on need no escape. */
+static inline int
+count_plain(const char *string, int len)
+{
+	int			n = 0;
+
+	while (len - n >= 8 && are_plain(string + n))
+		n += 8;
+	/* the last few together with some of those before */
+	if (n < len && n >= 8 && len - n < 8 && are_plain(string + len - 8))
+		return len;
+	while (n < len && is_plain(string[n]))
+		n++;
+	return n;
+}
+
 /* What needs no escape, most of it all, is copied as it is. */
 static void
 append_string(StringInfo out, const char *string, int len)
 {
-	const char *end = string + len;
+	int			plain = count_plain(string, len);
+	char	   *to = accord_buffer_room(out, len + 2);
 
-	appendStringInfoCharMacro(out, '"');
-	while (string < end)
+	to[0] = '"';
+	memcpy(to + 1, string, plain);
+	out->len += 1 + plain;
+	while (plain < len)
 	{
-		const char *plain = string;
+		int			more;
 
-		while (end - string >= 8 && are_plain(string))
-			string += 8;
-		while (string < end && (unsigned char) *string >= ' ' &&
-			   *string != '"' && *string != '\\')
-			string++;
-		appendBinaryStringInfo(out, plain, string - plain);
-		if (string < end)
-			append_escaped(out, *string++);
+		append_escaped(out, string[plain++]);
+		more = count_plain(string + plain, len - plain);
+		accord_buffer_bytes(out, string + plain, more);
+		plain += more;
 	}
-	appendStringInfoCharMacro(out, '"');
+	accord_buffer_char(out, '"');
 }
 
 /* Two characters, such as what stands between members. */
 static inline void
 append_pair(StringInfo out, char first, char second)
 {
-	appendStringInfoCharMacro(out, first);
-	appendStringInfoCharMacro(out, second);
+	char	   *to = accord_buffer_room(out, 2);
+
+	to[0] = first;
+	to[1] = second;
+	out->len += 2;
 }
 
-/*
- * A numeric's first 16 bits, as they are stored; numeric.c has no interface
- * to them. The rest are digits of base 10,000.
- */
-#define NUMERIC_FORM 0xC000		/* and what they are in the short form: */
-#define NUMERIC_FORM_SHORT 0x8000
-#define NUMERIC_NEGATIVE 0x2000
-#define NUMERIC_SCALE 0x1F80	/* decimal digits after the point */
-#define NUMERIC_WEIGHT 0x007F	/* of the first digit, and its sign */
-#define WHOLE_DIGITS 4			/* below 10^16 */
-
-/*
- * The value of a number that is whole, not negative and not too large, as most
- * are. False: it is something else.
- */
-static bool
-read_whole(Numeric number, uint64 *whole)
-{
-	const uint16 *words = (const uint16 *) VARDATA(number);
-	int			n;
-	int			weight;
-
-	*whole = 0;
-	if (!VARATT_IS_4B_U(number))
-		return false;
-	n = (int) (VARSIZE(number) - VARHDRSZ) / (int) sizeof(uint16) - 1;
-	weight = words[0] & NUMERIC_WEIGHT;
-	if ((words[0] & (NUMERIC_FORM | NUMERIC_NEGATIVE | NUMERIC_SCALE)) !=
-		NUMERIC_FORM_SHORT || weight >= WHOLE_DIGITS || n > weight + 1)
-		return false;
-	/* zeros at the end are not stored, nor is zero */
-	for (int i = 0; n > 0 && i <= weight; i++)
-		*whole = *whole * 10000 + (i < n ? words[1 + i] : 0);
-	return true;
-}
-
-static void
-append_whole(StringInfo out, uint64 whole)
-{
-	char		digits[20];
-	int			at = sizeof(digits);
-
-	do
-	{
-		digits[--at] = '0' + whole % 10;
-		whole /= 10;
-	} while (whole > 0);
-	appendBinaryStringInfo(out, &digits[at], sizeof(digits) - at);
-}
+#define WHOLE_DIGITS 20			/* decimal ones of any uint64 */
 
 static void
 append_number(StringInfo out, Numeric number)
 {
 	uint64		whole;
 
-	if (read_whole(number, &whole))
-		append_whole(out, whole);
+	if (accord_whole_read(number, &whole))
+		out->len += pg_ulltoa_n(whole, accord_buffer_room(out, WHOLE_DIGITS));
 	else
 		appendStringInfoString(out,
 							   DatumGetCString(DirectFunctionCall1(numeric_out,
 																   NumericGetDatum(number))));
 }
 
-static void
-append_scalar(StringInfo out, const JsonbValue *value)
-{
+static void append_container(StringInfo out, const JsonbContainer *container);
 
-	switch (value->type)
+/* A value that is stored in a container's data, at an offset. */
+static void
+append_entry(StringInfo out, JEntry entry, const char *data, uint32 offset,
+			 int len)
+{
+	if (JBE_ISSTRING(entry))
+		append_string(out, data + offset, len);
+	else if (JBE_ISNUMERIC(entry))
+		append_number(out, (Numeric) (data + INTALIGN(offset)));
+	else if (JBE_ISNULL(entry))
+		accord_buffer_bytes(out, "null", 4);
+	else if (JBE_ISBOOL_TRUE(entry))
+		accord_buffer_bytes(out, "true", 4);
+	else if (JBE_ISBOOL_FALSE(entry))
+		accord_buffer_bytes(out, "false", 5);
+	else
+		append_container(out, (const JsonbContainer *) (data + INTALIGN(offset)));
+}
+
+/* The length of what begins at the offset; moves that to what follows. */
+static inline int
+pass_entry(JEntry entry, uint32 *offset)
+{
+	uint32		start = *offset;
+
+	JBE_ADVANCE_OFFSET(*offset, entry);
+	return *offset - start;
+}
+
+/*
+ * The entries are read one after the other, as they are stored: names first,
+ * then values. A scalar stands in an array that is none.
+ */
+static void
+append_container(StringInfo out, const JsonbContainer *container)
+{
+	uint32		n = JsonContainerSize(container);
+	bool		is_object = JsonContainerIsObject(container);
+	bool		is_bare = JsonContainerIsScalar(container);
+	const JEntry *names = container->children;
+	const JEntry *values = names + (is_object ? n : 0);
+	const char *data = (const char *) (values + n);
+	uint32		name_offset = 0;
+	uint32		offset = is_object ? getJsonbOffset(container, n) : 0;
+
+	check_stack_depth();
+	if (!is_bare)
+		accord_buffer_char(out, is_object ? '{' : '[');
+	for (uint32 i = 0; i < n; i++)
 	{
-		case jbvNull:
-			appendStringInfoString(out, "null");
-			break;
-		case jbvString:
-			append_string(out, value->val.string.val, value->val.string.len);
-			break;
-		case jbvNumeric:
-			append_number(out, value->val.numeric);
-			break;
-		case jbvBool:
-			appendStringInfoString(out, value->val.boolean ? "true" : "false");
-			break;
-		default:
-			elog(ERROR, "unexpected type %d in jsonb", (int) value->type);
+		uint32		start = offset;
+
+		if (i > 0)
+			append_pair(out, ',', ' ');
+		if (is_object)
+		{
+			const char *name = data + name_offset;
+
+			append_string(out, name, pass_entry(names[i], &name_offset));
+			append_pair(out, ':', ' ');
+		}
+		append_entry(out, values[i], data, start,
+					 pass_entry(values[i], &offset));
 	}
+	if (!is_bare)
+		accord_buffer_char(out, is_object ? '}' : ']');
 }
 
 void
 accord_json_append(StringInfo out, Jsonb *json)
 {
-	JsonbIterator *iterator = JsonbIteratorInit(&json->root);
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	bool		scalar = false; /* it stands in an array that is none */
-	bool		first = true;	/* nothing stands before it on its level */
-
-	enlargeStringInfo(out, VARSIZE(json));
-	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
-	{
-		bool		ends = token == WJB_END_ARRAY || token == WJB_END_OBJECT;
-
-		if (!first && !ends)
-			append_pair(out, ',', ' ');
-		first = !ends && token != WJB_ELEM && token != WJB_VALUE;
-		if (token == WJB_BEGIN_ARRAY && value.val.array.rawScalar)
-			scalar = true;
-		else if (token == WJB_BEGIN_ARRAY || token == WJB_BEGIN_OBJECT)
-			appendStringInfoCharMacro(out, token == WJB_BEGIN_ARRAY ? '[' : '{');
-		else if (token == WJB_KEY)
-		{
-			append_string(out, value.val.string.val, value.val.string.len);
-			append_pair(out, ':', ' ');
-		}
-		else if (ends && !scalar)
-			appendStringInfoCharMacro(out, token == WJB_END_ARRAY ? ']' : '}');
-		else if (!ends)
-			append_scalar(out, &value);
-	}
+	(void) accord_buffer_room(out, VARSIZE(json));
+	append_container(out, &json->root);
+	accord_buffer_end(out);
 }
 
 char	   *

@@ -148,5 +148,27 @@ SELECT format('INSERT INTO ct.wide SELECT %s', string_agg((g * g)::text, ', ' OR
 UPDATE ct.wide SET c77 = NULL, c200 = 5;
 SELECT e.op, e.payload = to_jsonb(w) AS same, e.before, (e.payload -> 'c299')::integer AS c299
 FROM accord.event_log e, ct.wide w WHERE table_id = :wide AND op = 'update';
+
+-- Whole numbers and points in time around all their limits: the very bytes of to_jsonb().
+CREATE TABLE ct.dense (id integer PRIMARY KEY, small smallint, n integer, big bigint, at timestamptz, local timestamp);
+SELECT accord.capture('ct.dense') AS dense \gset
+WITH powers AS (SELECT 10::numeric ^ g AS p FROM generate_series(0, 18) g UNION SELECT 2::numeric ^ g FROM generate_series(0, 63) g),
+    numbers AS (SELECT DISTINCT round(s * p * f) + d AS v FROM powers, unnest(ARRAY[1, -1]) s, unnest(ARRAY[1, 7, 9999]) f,
+                generate_series(-1, 1) d)
+INSERT INTO ct.dense (id, small, n, big, at, local)
+SELECT row_number() OVER (ORDER BY v), CASE WHEN abs(v) < 32768 THEN v END, CASE WHEN abs(v) < 2147483648 THEN v END, v,
+       CASE WHEN v > -210000000000000000 THEN timestamptz '2000-01-01 00:00:00Z' + v::float8 * interval '1 microsecond' END,
+       CASE WHEN v > -210000000000000000 THEN timestamp '2000-01-01' + v::float8 * interval '1 microsecond' END
+FROM numbers WHERE v BETWEEN -9223372036854775808 AND 9223372036854775807 AND v < 9000000000000000000;
+INSERT INTO ct.dense (id, big, at, local)
+SELECT 10000 + row_number() OVER (), big, at AT TIME ZONE 'UTC', at FROM
+    (VALUES (9223372036854775807, timestamp '0001-01-01'), (-9223372036854775808, timestamp '0001-01-01' - interval '1 microsecond'),
+            (0, timestamp '9999-12-31 23:59:59.999999'), (9999, timestamp '10000-01-01'), (-10000, timestamp '1999-12-31 23:59:59.99'),
+            (100000000, timestamp '2024-02-29 12:00:00.1'), (1, timestamp 'infinity'), (2, timestamp '-infinity')) v (big, at);
+SET timezone = 'UTC';
+SELECT count(*) > 500 AS many, count(*) FILTER (WHERE NOT record_image_eq(ROW(e.payload), ROW(to_jsonb(d)))) AS others,
+       count(*) FILTER (WHERE e.payload::text <> to_jsonb(d)::text) AS other_texts
+FROM accord.event_log e JOIN ct.dense d ON d.id::text = e.key WHERE table_id = :dense AND op = 'insert';
+RESET timezone;
 SET client_min_messages = warning;
 DROP SCHEMA ct CASCADE;

@@ -61,6 +61,9 @@ UNUSED(Jsonb *, JsonbValueToJsonb, (JsonbValue *value))
 UNUSED(JsonbIterator *, JsonbIteratorInit, (JsonbContainer *container))
 UNUSED(JsonbIteratorToken, JsonbIteratorNext,
 	   (JsonbIterator **it, JsonbValue *value, bool skip))
+UNUSED(uint32, getJsonbOffset, (const JsonbContainer *container, int index))
+UNUSED(void, check_stack_depth, (void))
+UNUSED(int, pg_ulltoa_n, (uint64 value, char *a))
 UNUSED(JsonbValue *, getKeyJsonValueFromContainer,
 	   (JsonbContainer *container, const char *key, int len, JsonbValue *res))
 UNUSED(struct varlena *, pg_detoast_datum, (struct varlena *datum))
