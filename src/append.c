@@ -223,7 +223,9 @@ insert_entries(Target *target, Relation heap, const Datum *values,
 					 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
 					 false, info);
 		accord_index_insert_cleanup(index, info);
-		accord_index_insert_forget(info);
+		/* the other one is in the caller's context, and is the caller's */
+		if (info == entry->info)
+			accord_index_insert_forget(info);
 		index_close(index, NoLock);
 	}
 }

@@ -334,7 +334,7 @@ static void
 sign(const AccordAuth *auth, const AccordSignRequest *request,
 	 AccordSignature *signature)
 {
-	const char *secrets[ACCORD_SIGN_SECRETS];
+	const char *secrets[ACCORD_SIGN_SECRETS] = {NULL};
 	AccordSignAws aws;
 
 	Assert(auth->n_secrets > 0);

@@ -20,6 +20,7 @@
 
 #include "auth.h"
 #include "auth_check.h"
+#include "compat.h"
 #include "db.h"
 #include "json.h"
 
@@ -86,11 +87,11 @@ list_words(const AccordAuthMember *member)
 	return list.data;
 }
 
-static void refuse(const AuthCheck *check, const AccordAuthMember *member,
-				   const char *what, const char *hint) pg_attribute_noreturn();
-static void refuse_missing(const AuthCheck *check,
-						   const AccordAuthMember *member)
-			pg_attribute_noreturn();
+pg_noreturn static void refuse(const AuthCheck *check,
+							   const AccordAuthMember *member,
+							   const char *what, const char *hint);
+pg_noreturn static void refuse_missing(const AuthCheck *check,
+									   const AccordAuthMember *member);
 
 static void
 refuse(const AuthCheck *check, const AccordAuthMember *member,

@@ -26,6 +26,11 @@
 #include "varatt.h"
 #endif
 
+/* 18 has it before a declaration; before, pg_attribute_noreturn() was behind. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 /* 17 numbers processes by MyProcNumber; before, the number is in the PGPROC. */
 #if PG_VERSION_NUM >= 170000
 #define accord_my_proc_number() ((int) MyProcNumber)
