@@ -200,20 +200,9 @@ start_worker(Clerk *clerk)
 	MemoryContext old;
 	bool		started;
 
-	memset(&worker, 0, sizeof(worker));
-	strlcpy(worker.bgw_name, "pg_accord clerk", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "pg_accord clerk", BGW_MAXLEN);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "pg_accord",
-			sizeof(worker.bgw_library_name));
-	strlcpy(worker.bgw_function_name, "accord_clerk_main",
-			sizeof(worker.bgw_function_name));
-	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
+	accord_db_worker(&worker, "pg_accord clerk", "accord_clerk_main",
+					 MyDatabaseId);
 	memcpy(worker.bgw_extra, &clerk->handle, sizeof(clerk->handle));
-	worker.bgw_notify_pid = MyProcPid;
 	if (clerk->worker != NULL)
 		pfree(clerk->worker);
 	clerk->worker = NULL;

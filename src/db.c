@@ -71,6 +71,25 @@ accord_db_abort(void)
 }
 
 void
+accord_db_worker(BackgroundWorker *worker, const char *type,
+				 const char *entry, Oid database)
+{
+	memset(worker, 0, sizeof(*worker));
+	strlcpy(worker->bgw_name, type, BGW_MAXLEN);
+	strlcpy(worker->bgw_type, type, BGW_MAXLEN);
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker->bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker->bgw_library_name, "pg_accord",
+			sizeof(worker->bgw_library_name));
+	strlcpy(worker->bgw_function_name, entry,
+			sizeof(worker->bgw_function_name));
+	worker->bgw_main_arg = ObjectIdGetDatum(database);
+	worker->bgw_notify_pid = MyProcPid;
+}
+
+void
 accord_db_set_session(void)
 {
 	static const char *const settings[][2] = {

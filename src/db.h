@@ -10,6 +10,7 @@
 
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
+#include "postmaster/bgworker.h"
 #include "utils/rel.h"
 
 /* Starts and ends a worker's transaction with an active snapshot. */
@@ -19,6 +20,13 @@ extern void accord_db_abort(void);	/* after an error was caught */
 
 /* A worker's session: nobody's defaults shall stop or divert it. */
 extern void accord_db_set_session(void);
+
+/*
+ * Describes a worker of a database, to be started by this process and not to be
+ * started again by the postmaster: of which type, and where it begins.
+ */
+extern void accord_db_worker(BackgroundWorker *worker, const char *type,
+							 const char *entry, Oid database);
 
 /* Our relations, by name; cached, and forgotten when the extension goes. */
 extern Oid	accord_db_relid(const char *name);

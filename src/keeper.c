@@ -78,19 +78,8 @@ accord_keeper_start(void)
 		before_shmem_exit(stop_keeper, (Datum) 0);
 		registered = true;
 	}
-	memset(&worker, 0, sizeof(worker));
-	strlcpy(worker.bgw_name, "pg_accord keeper", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "pg_accord keeper", BGW_MAXLEN);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "pg_accord",
-			sizeof(worker.bgw_library_name));
-	strlcpy(worker.bgw_function_name, "accord_keeper_main",
-			sizeof(worker.bgw_function_name));
-	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
-	worker.bgw_notify_pid = MyProcPid;
+	accord_db_worker(&worker, "pg_accord keeper", "accord_keeper_main",
+					 MyDatabaseId);
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	if (!RegisterDynamicBackgroundWorker(&worker, &keeper))
 	{

@@ -55,6 +55,7 @@
 
 #include "accord.h"
 #include "compat.h"
+#include "db.h"
 #include "guc.h"
 #include "launcher.h"
 #include "shmem.h"
@@ -388,21 +389,11 @@ register_dispatcher(const Order *order)
 
 	StaticAssertStmt(sizeof(order->args) <= BGW_EXTRALEN,
 					 "arguments must fit");
-	memset(&worker, 0, sizeof(worker));
+	accord_db_worker(&worker, "pg_accord dispatcher", "accord_dispatch_main",
+					 order->args.database);
 	snprintf(worker.bgw_name, BGW_MAXLEN, "pg_accord dispatcher %d of %s",
 			 order->args.number, NameStr(order->name));
-	strlcpy(worker.bgw_type, "pg_accord dispatcher", BGW_MAXLEN);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "pg_accord",
-			sizeof(worker.bgw_library_name));
-	strlcpy(worker.bgw_function_name, "accord_dispatch_main",
-			sizeof(worker.bgw_function_name));
-	worker.bgw_main_arg = ObjectIdGetDatum(order->args.database);
 	memcpy(worker.bgw_extra, &order->args, sizeof(order->args));
-	worker.bgw_notify_pid = MyProcPid;
 
 	old = MemoryContextSwitchTo(TopMemoryContext);	/* for the handle */
 	registered = RegisterDynamicBackgroundWorker
