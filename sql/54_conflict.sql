@@ -143,10 +143,6 @@ CREATE FUNCTION accord.agree_truncate() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'accord_agree_truncate';
 COMMENT ON FUNCTION accord.agree_truncate() IS 'trigger: stamps the deletes of TRUNCATE of a managed table';
 
-CREATE FUNCTION accord.restamp(state jsonb, registers jsonb, old_values jsonb) RETURNS jsonb
-    LANGUAGE c IMMUTABLE STRICT AS 'MODULE_PATHNAME', 'accord_restamp';
-COMMENT ON FUNCTION accord.restamp(jsonb, jsonb, jsonb) IS 'internal: what the application''s own write makes of row_state.state';
-
 CREATE FUNCTION accord.policy_check(relation regclass, column_name text, strategy text, options jsonb, owner oid)
     RETURNS void
     LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'accord_policy_check';

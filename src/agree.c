@@ -36,13 +36,14 @@
 #include "accord.h"
 #include "clock.h"
 #include "guc.h"
+#include "kept.h"
+#include "ledger.h"
 #include "rowkey.h"
 #include "store.h"
 
 PG_FUNCTION_INFO_V1(accord_agree_before);
 PG_FUNCTION_INFO_V1(accord_agree_after);
 PG_FUNCTION_INFO_V1(accord_agree_truncate);
-PG_FUNCTION_INFO_V1(accord_restamp);
 
 /* A row at hand, taken apart. */
 typedef struct Row
@@ -266,7 +267,7 @@ log_refused(const AccordEntity *entity, const AccordColumn *column,
 	change.op = ACCORD_CHANGE_UPDATE;
 	change.stamp = *stamp;
 	change.changes = objects[0];
-	accord_store_log_change(entity->managed, key, &change, objects[1]);
+	accord_ledger_change(entity->managed, key, &change, objects[1]);
 }
 
 /*
@@ -312,24 +313,20 @@ judge_column(AccordEntity *entity, int i, Jsonb *value, bool is_insert,
 		conflict.verdict.loser = value;
 		conflict.verdict.loser_stamp = *stamp;
 	}
-	accord_store_log_conflict(entity->managed, key, &conflict);
+	accord_ledger_conflict(entity->managed, key, &conflict);
 	log_refused(entity, column, value, stamp, key);
 	return true;
 }
 
-/* What is kept of a row, for a write of the application's. */
+/* The row as its registers know it, for a write of the application's. */
 static AccordEntity *
-lock_entity(AccordManaged *managed, const char *key, Jsonb *old_image,
-			bool *is_new)
+take_up(AccordManaged *managed, const AccordKept *kept, Jsonb *old_image)
 {
 	AccordEntity *entity = accord_register_new(managed);
-	AccordKept	kept;
 
-	accord_store_lock(managed, key, &kept);
-	accord_register_read(entity, kept.state);
+	accord_register_read(entity, kept->state);
 	accord_register_set_row(entity, old_image != NULL ? old_image :
-							kept.values);
-	*is_new = kept.is_new;
+							kept->values);
 	return entity;
 }
 
@@ -340,11 +337,11 @@ judge_row(AccordManaged *managed, Relation rel, HeapTuple old_tuple,
 	bool		changed[MaxTupleAttributeNumber];
 	Row			old_row;
 	Row			new_row;
+	AccordKept	kept;
 	AccordEntity *entity;
 	AccordStamp stamp;
 	Jsonb	   *image;
 	bool		is_insert = old_tuple == NULL;
-	bool		is_new;
 	bool		modified = false;
 
 	take_apart(managed, rel, new_tuple, &new_row);
@@ -359,12 +356,12 @@ judge_row(AccordManaged *managed, Relation rel, HeapTuple old_tuple,
 			changed_columns(&old_row, &new_row, changed) == 0)
 			return new_tuple;
 	}
-	entity = lock_entity(managed, new_row.key,
-						 is_insert ? NULL : image_of(&old_row, NULL), &is_new);
+	/* the row may come to nothing, and is stamped at the statement's end */
+	accord_kept_hold(managed, new_row.key, &kept);
+	entity = take_up(managed, &kept,
+					 is_insert ? NULL : image_of(&old_row, NULL));
 	/* a row that is there already: the insert fails, or becomes an update */
-	if (is_insert && (is_new || accord_register_alive(entity)))
-		is_new = true;
-	if (is_insert && is_new && entity->life.inserted)
+	if (is_insert && accord_register_alive(entity))
 		return new_tuple;
 	stamp = accord_register_stamp(accord_clock_next(), NULL, NULL, NULL);
 	image = image_of(&new_row, NULL);
@@ -425,7 +422,7 @@ log_local(AccordManaged *managed, const char *key, AccordChangeOp op,
 	change.stamp = *stamp;
 	change.changes = changes;
 	change.is_override = accord_override;
-	accord_store_log_change(managed, key, &change, before);
+	accord_ledger_change(managed, key, &change, before);
 }
 
 /* The columns of an image, as the application wrote them. */
@@ -525,7 +522,7 @@ settle_column(AccordEntity *entity, int i, Jsonb *value, bool is_insert,
 		conflict.verdict.winner_stamp = *stamp;
 		conflict.verdict.loser = entity->values[i];
 		conflict.verdict.loser_stamp = entity->registers[i].won;
-		accord_store_log_conflict(entity->managed, key, &conflict);
+		accord_ledger_conflict(entity->managed, key, &conflict);
 		r = entity->registers[i];
 		result = entity->values[i];
 		in.is_override = true;
@@ -543,9 +540,12 @@ settle_row(const Row *row, Jsonb *old_image, const bool *changed,
 {
 	AccordManaged *managed = row->managed;
 	bool		is_insert = old_image == NULL;
-	bool		is_new;
-	AccordEntity *entity = lock_entity(managed, row->key, old_image, &is_new);
 	Jsonb	   *image = image_of(row, NULL);
+	AccordKept	kept;
+	AccordEntity *entity;
+
+	accord_kept_lock(managed, row->key, &kept);
+	entity = take_up(managed, &kept, old_image);
 
 	for (int i = 0; i < managed->n_columns; i++)
 	{
@@ -563,7 +563,134 @@ settle_row(const Row *row, Jsonb *old_image, const bool *changed,
 		entity->life.insert = accord_register_stamp(ACCORD_CLOCK_NONE, NULL,
 													NULL, NULL);
 	entity->life.inserted = true;
-	accord_store_keep(managed, row->key, accord_register_write(entity), NULL);
+	accord_kept_store(managed, row->key, &kept, accord_register_write(entity),
+					  NULL);
+}
+
+static Jsonb *
+restamped_life(Jsonb *old, Jsonb *new)
+{
+	AccordBuild build;
+
+	accord_build_begin(&build);
+	accord_build_array(&build);
+	accord_build_value(&build, accord_value_element(new, 0));
+	accord_build_text(&build, NULL);
+	accord_build_text(&build, NULL);
+	for (int i = 3; i < accord_value_length(old); i++)
+		accord_build_value(&build, accord_value_element(old, i));
+	accord_build_end_array(&build);
+	return accord_build_done(&build);
+}
+
+/* A register in the place of another one. */
+static void
+restamp_register(AccordBuild *build, Jsonb *old, Jsonb *new, Jsonb *value)
+{
+	AccordRegister was;
+	AccordRegister now;
+
+	if (accord_value_length(old) < 4)
+	{
+		accord_build_value(build, new);
+		return;
+	}
+	accord_register_parse(&was, old);
+	accord_register_parse(&now, new);
+	accord_merge_displace(&now, &was, value);
+	accord_register_build(build, &now);
+}
+
+/*
+ * The registers that are kept, with others in the place of those of the same
+ * name: epochs and other sources' candidates stay; "*" takes the place of all.
+ */
+static Jsonb *
+restamped(Jsonb *state, Jsonb *registers, Jsonb *values)
+{
+	Jsonb	   *common = accord_value_member(registers, "*");
+	AccordValueScan scan;
+	AccordBuild build;
+
+	accord_build_begin(&build);
+	accord_build_object(&build);
+	accord_value_scan(&scan, state);
+	while (accord_value_next(&scan))
+	{
+		Jsonb	   *new = accord_value_member(registers, scan.name);
+
+		if (common != NULL && strcmp(scan.name, "*") == 0)
+			continue;
+		if (new != NULL && scan.name[0] == '\0')
+		{
+			accord_build_key(&build, scan.name);
+			accord_build_value(&build, restamped_life(scan.value, new));
+			continue;
+		}
+		if (new == NULL)
+			new = scan.name[0] == '\0' ? NULL : common;
+		if (new == common && common != NULL &&
+			accord_value_length(scan.value) < 4)
+			continue;
+		accord_build_key(&build, scan.name);
+		if (new == NULL)
+			accord_build_value(&build, scan.value);
+		else
+			restamp_register(&build, scan.value, new,
+							 accord_value_member(values, scan.name));
+	}
+	accord_value_scan(&scan, registers);
+	while (accord_value_next(&scan))
+	{
+		if (strcmp(scan.name, "*") != 0 &&
+			accord_value_member(state, scan.name) != NULL)
+			continue;
+		accord_build_key(&build, scan.name);
+		accord_build_value(&build, scan.value);
+	}
+	accord_build_end_object(&build);
+	return accord_build_done(&build);
+}
+
+/* The registers of a row of which nothing is kept. */
+static Jsonb *
+first_registers(Jsonb *registers, int64 clock)
+{
+	AccordValueScan scan;
+	AccordBuild build;
+
+	if (accord_value_member(registers, "") != NULL)
+		return registers;
+	accord_build_begin(&build);
+	accord_build_object(&build);
+	accord_build_key(&build, "");
+	accord_build_array(&build);
+	accord_build_int(&build, clock);
+	accord_build_end_array(&build);
+	accord_value_scan(&scan, registers);
+	while (accord_value_next(&scan))
+	{
+		accord_build_key(&build, scan.name);
+		accord_build_value(&build, scan.value);
+	}
+	accord_build_end_object(&build);
+	return accord_build_done(&build);
+}
+
+/*
+ * For the application's own writes where they always win. values: what was in
+ * the columns. clock: of the insert, when nothing is kept yet.
+ */
+static void
+restamp(AccordManaged *managed, const char *key, Jsonb *registers, int64 clock,
+		Jsonb *values)
+{
+	AccordKept	kept;
+
+	accord_kept_lock(managed, key, &kept);
+	accord_kept_store(managed, key, &kept, kept.is_new ?
+					  first_registers(registers, clock) :
+					  restamped(kept.state, registers, values), NULL);
 }
 
 static void
@@ -576,8 +703,8 @@ stamp_insert(const Row *row, const AccordStamp *stamp)
 	if (managed->can_lose)
 		settle_row(row, NULL, NULL, stamp);
 	else
-		accord_store_stamp(managed, row->key, insert_registers(stamp->clock),
-						   stamp->clock, image);
+		restamp(managed, row->key, insert_registers(stamp->clock),
+				stamp->clock, image);
 	log_local(managed, row->key, ACCORD_CHANGE_INSERT, stamp, given, NULL);
 }
 
@@ -585,10 +712,13 @@ static void
 stamp_delete(const Row *row, const AccordStamp *stamp)
 {
 	Jsonb	   *image = image_of(row, NULL);
-	bool		is_new;
-	AccordEntity *entity = lock_entity(row->managed, row->key, image, &is_new);
-	AccordLife *life = &entity->life;
+	AccordKept	kept;
+	AccordEntity *entity;
+	AccordLife *life;
 
+	accord_kept_lock(row->managed, row->key, &kept);
+	entity = take_up(row->managed, &kept, image);
+	life = &entity->life;
 	if (!life->inserted)
 	{
 		life->inserted = true;
@@ -600,8 +730,8 @@ stamp_delete(const Row *row, const AccordStamp *stamp)
 	life->deleted = true;
 	life->remove = *stamp;
 	life->seen = Max(life->seen, stamp->clock);
-	accord_store_keep(row->managed, row->key, accord_register_write(entity),
-					  image);
+	accord_kept_store(row->managed, row->key, &kept,
+					  accord_register_write(entity), image);
 	log_local(row->managed, row->key, ACCORD_CHANGE_DELETE, stamp, NULL,
 			  image);
 }
@@ -627,9 +757,8 @@ stamp_update(const Row *old_row, const Row *new_row, const AccordStamp *stamp)
 	if (managed->can_lose)
 		settle_row(new_row, image_of(old_row, NULL), changed, stamp);
 	else
-		accord_store_stamp(managed, new_row->key,
-						   update_registers(before, stamp),
-						   ACCORD_CLOCK_NONE, before);
+		restamp(managed, new_row->key, update_registers(before, stamp),
+				ACCORD_CLOCK_NONE, before);
 	log_local(managed, new_row->key, ACCORD_CHANGE_UPDATE, stamp, given,
 			  before);
 }
@@ -694,94 +823,4 @@ accord_agree_truncate(PG_FUNCTION_ARGS)
 	SPI_cursor_close(portal);
 	SPI_finish();
 	return PointerGetDatum(NULL);
-}
-
-/* ---- what the application's write makes of what is kept ------------------ */
-
-static Jsonb *
-restamped_life(Jsonb *old, Jsonb *new)
-{
-	AccordBuild build;
-
-	accord_build_begin(&build);
-	accord_build_array(&build);
-	accord_build_value(&build, accord_value_element(new, 0));
-	accord_build_text(&build, NULL);
-	accord_build_text(&build, NULL);
-	for (int i = 3; i < accord_value_length(old); i++)
-		accord_build_value(&build, accord_value_element(old, i));
-	accord_build_end_array(&build);
-	return accord_build_done(&build);
-}
-
-/* A register in the place of another one. */
-static void
-restamp_register(AccordBuild *build, Jsonb *old, Jsonb *new, Jsonb *value)
-{
-	AccordRegister was;
-	AccordRegister now;
-
-	if (accord_value_length(old) < 4)
-	{
-		accord_build_value(build, new);
-		return;
-	}
-	accord_register_parse(&was, old);
-	accord_register_parse(&now, new);
-	accord_merge_displace(&now, &was, value);
-	accord_register_build(build, &now);
-}
-
-/*
- * accord.restamp(state, registers, old_values): as ||, but that epochs and
- * other sources' candidates stay; "*" takes the place of all.
- */
-Datum
-accord_restamp(PG_FUNCTION_ARGS)
-{
-	Jsonb	   *state = PG_GETARG_JSONB_P(0);
-	Jsonb	   *registers = PG_GETARG_JSONB_P(1);
-	Jsonb	   *values = PG_GETARG_JSONB_P(2);
-	Jsonb	   *common = accord_value_member(registers, "*");
-	AccordValueScan scan;
-	AccordBuild build;
-
-	accord_build_begin(&build);
-	accord_build_object(&build);
-	accord_value_scan(&scan, state);
-	while (accord_value_next(&scan))
-	{
-		Jsonb	   *new = accord_value_member(registers, scan.name);
-
-		if (common != NULL && strcmp(scan.name, "*") == 0)
-			continue;
-		if (new != NULL && scan.name[0] == '\0')
-		{
-			accord_build_key(&build, scan.name);
-			accord_build_value(&build, restamped_life(scan.value, new));
-			continue;
-		}
-		if (new == NULL)
-			new = scan.name[0] == '\0' ? NULL : common;
-		if (new == common && common != NULL &&
-			accord_value_length(scan.value) < 4)
-			continue;
-		accord_build_key(&build, scan.name);
-		if (new == NULL)
-			accord_build_value(&build, scan.value);
-		else
-			restamp_register(&build, scan.value, new,
-							 accord_value_member(values, scan.name));
-	}
-	accord_value_scan(&scan, registers);
-	while (accord_value_next(&scan))
-	{
-		if (strcmp(scan.name, "*") != 0 &&
-			accord_value_member(state, scan.name) != NULL)
-			continue;
-		accord_build_key(&build, scan.name);
-		accord_build_value(&build, scan.value);
-	}
-	accord_build_end_object(&build);
-	PG_RETURN_POINTER(accord_build_done(&build));
 }

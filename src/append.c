@@ -40,10 +40,10 @@
 #include "invalidation.h"
 
 /*
- * Two logs and two stores of keys; a transaction that lasts may write to an
+ * Four logs and two stores of keys; a transaction that lasts may write to an
  * older slot of a log.
  */
-#define MAX_TARGETS 8
+#define MAX_TARGETS 12
 
 typedef struct TargetIndex
 {

@@ -96,6 +96,22 @@
 	table_beginscan((rel), (snapshot), 0, NULL)
 #endif
 
+/*
+ * 16 tells of an update in place whether the summarizing indexes (brin) need
+ * an entry all the same; before, they kept it from being in place.
+ */
+#if PG_VERSION_NUM >= 160000
+#define AccordUpdatedIndexes TU_UpdateIndexes
+#define accord_updated_any(indexes) ((indexes) != TU_None)
+#define accord_updated_summarizing(indexes) ((indexes) == TU_Summarizing)
+#define accord_index_summarizes(index) ((index)->rd_indam->amsummarizing)
+#else
+#define AccordUpdatedIndexes bool
+#define accord_updated_any(indexes) (indexes)
+#define accord_updated_summarizing(indexes) false
+#define accord_index_summarizes(index) false
+#endif
+
 /* 16 replaced the pg_*_aclcheck() family by object_aclcheck(). */
 #if PG_VERSION_NUM >= 160000
 #define accord_function_executable(function, role) \

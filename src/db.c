@@ -297,7 +297,7 @@ accord_db_required_column(const IndexInfo *info)
 /* One index's entries for n rows; estate: of an index over expressions. */
 static void
 insert_entries(Relation rel, Relation index, IndexInfo *info, EState *estate,
-			   TupleTableSlot **slots, int n)
+			   TupleTableSlot **slots, int n, bool unchanged)
 {
 	AttrNumber	required = accord_db_required_column(info);
 	ExprState  *predicate = estate == NULL ? NULL :
@@ -322,7 +322,7 @@ insert_entries(Relation rel, Relation index, IndexInfo *info, EState *estate,
 		FormIndexDatum(info, slots[i], estate, values, nulls);
 		index_insert(index, values, nulls, &slots[i]->tts_tid, rel,
 					 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
-					 false, info);
+					 unchanged, info);
 	}
 }
 
@@ -330,8 +330,9 @@ insert_entries(Relation rel, Relation index, IndexInfo *info, EState *estate,
  * Our own indexes are over plain columns, of all rows or of those in which one
  * is not null; an operator's may be anything.
  */
-static void
-insert_index_entries(Relation rel, TupleTableSlot **slots, int n)
+void
+accord_db_index(Relation rel, TupleTableSlot **slots, int n, bool unchanged,
+				bool summarizing)
 {
 	List	   *indexes = RelationGetIndexList(rel);
 	ListCell   *lc;
@@ -345,8 +346,9 @@ insert_index_entries(Relation rel, TupleTableSlot **slots, int n)
 		if (info->ii_Expressions != NIL ||
 			(info->ii_Predicate != NIL && accord_db_required_column(info) == 0))
 			estate = CreateExecutorState();
-		if (info->ii_ReadyForInserts)
-			insert_entries(rel, index, info, estate, slots, n);
+		if (info->ii_ReadyForInserts &&
+			(!summarizing || accord_index_summarizes(index)))
+			insert_entries(rel, index, info, estate, slots, n, unchanged);
 		if (estate != NULL)
 			FreeExecutorState(estate);
 		accord_index_insert_cleanup(index, info);
@@ -385,7 +387,7 @@ accord_db_insert(Relation rel, HeapTuple *tuples, int n)
 		table_tuple_insert(rel, slots[0], cid, options, NULL);
 	else
 		table_multi_insert(rel, slots, n, cid, options, NULL);
-	insert_index_entries(rel, slots, n);
+	accord_db_index(rel, slots, n, false, false);
 
 	for (int i = 0; i < n; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);

@@ -53,6 +53,14 @@ extern void accord_db_sequence_set(Oid sequence, int64 value);
 extern void accord_db_insert(Relation rel, HeapTuple *tuples, int n);
 
 /*
+ * Makes the entries that the table's indexes have for rows that are in it;
+ * those of its summarizing indexes alone, where they are all that is missing.
+ * unchanged: other versions of the rows have the same entries.
+ */
+extern void accord_db_index(Relation rel, TupleTableSlot **slots, int n,
+							bool unchanged, bool summarizing);
+
+/*
  * An index of ours may be of those rows only in which a column is not null:
  * that column; 0: its predicate, if it has one, is another.
  */

@@ -16,8 +16,11 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/nbtree.h"
 #include "access/table.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
@@ -35,6 +38,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
+#include "utils/typcache.h"
 
 #include "accord.h"
 #include "db.h"
@@ -179,6 +183,7 @@ describe_column(AccordColumn *column, Form_pg_attribute attribute, int index)
 	column->index = index;
 	column->type = getBaseType(attribute->atttypid);
 	column->typmod = attribute->atttypmod;
+	column->collation = attribute->attcollation;
 	column->element = get_element_type(column->type);
 	column->is_jsonb = column->type == JSONBOID || column->type == JSONOID;
 	column->is_generated = attribute->attgenerated != '\0';
@@ -286,6 +291,93 @@ read_managed(AccordManaged *managed)
 	managed->id = DatumGetInt32(field(0, 1, &isnull));
 	set_keys(managed, DatumGetArrayTypeP(field(0, 2, &isnull)));
 	return true;
+}
+
+/* The operator by which an index's column is unique. */
+static Oid
+equality_of(Relation index, int i)
+{
+	Oid			type = index->rd_opcintype[i];
+
+	return get_opfamily_member(index->rd_opfamily[i], type, type,
+							   BTEqualStrategyNumber);
+}
+
+/* The place of an index's column in the table's key; -1: it is no part of it. */
+static int
+place_in_key(AccordManaged *managed, Relation index, int i)
+{
+	for (int k = 0; k < managed->n_keys; k++)
+	{
+		AccordColumn *column = &managed->columns[managed->keys[k]];
+
+		if (column->index + 1 == index->rd_index->indkey.values[i])
+			return column->collation == index->rd_indcollation[i] &&
+				lookup_type_cache(column->type, TYPECACHE_EQ_OPR)->eq_opr ==
+				equality_of(index, i) ? k : -1;
+	}
+	return -1;
+}
+
+/* Whether the index is over the key, by its columns' own equality. */
+static bool
+is_key_index(AccordManaged *managed, Relation index)
+{
+	if (!index->rd_index->indisunique || !index->rd_index->indimmediate ||
+		!index->rd_index->indisvalid || index->rd_rel->relam != BTREE_AM_OID ||
+		index->rd_index->indnkeyatts != managed->n_keys ||
+		RelationGetIndexPredicate(index) != NIL ||
+		RelationGetIndexExpressions(index) != NIL)
+		return false;
+	for (int i = 0; i < managed->n_keys; i++)
+		if (place_in_key(managed, index, i) < 0)
+			return false;
+	return true;
+}
+
+static void
+take_index(AccordManaged *managed, Relation index)
+{
+	managed->key_index = RelationGetRelid(index);
+	managed->index_keys = palloc(managed->n_keys * sizeof(int));
+	managed->index_scan = palloc(managed->n_keys * sizeof(ScanKeyData));
+	for (int i = 0; i < managed->n_keys; i++)
+	{
+		managed->index_keys[i] = place_in_key(managed, index, i);
+		ScanKeyEntryInitialize(&managed->index_scan[i], 0, i + 1,
+							   BTEqualStrategyNumber, InvalidOid,
+							   index->rd_indcollation[i],
+							   get_opcode(equality_of(index, i)), (Datum) 0);
+	}
+}
+
+/*
+ * Finds the index by which rows of the key can be found without a plan. Where
+ * rows may be in other tables, in partitions or in children, there is none.
+ */
+static void
+find_key_index(AccordManaged *managed)
+{
+	Relation	rel = table_open(managed->relid, AccessShareLock);
+	List	   *indexes = RelationGetIndexList(rel);
+	MemoryContext old = MemoryContextSwitchTo(managed->context);
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		Relation	index;
+
+		if (rel->rd_rel->relkind != RELKIND_RELATION ||
+			rel->rd_rel->relhassubclass || OidIsValid(managed->key_index))
+			break;
+		index = index_open(lfirst_oid(lc), AccessShareLock);
+		if (is_key_index(managed, index))
+			take_index(managed, index);
+		index_close(index, AccessShareLock);
+	}
+	MemoryContextSwitchTo(old);
+	list_free(indexes);
+	table_close(rel, NoLock);
 }
 
 static AccordPolicy *
@@ -410,6 +502,7 @@ make_managed(Oid relid)
 		MemoryContextDelete(context);
 		return NULL;
 	}
+	find_key_index(managed);
 	return managed;
 }
 

@@ -7,6 +7,7 @@
 #ifndef ACCORD_POLICY_H
 #define ACCORD_POLICY_H
 
+#include "access/skey.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "image.h"
@@ -70,6 +71,7 @@ typedef struct AccordColumn
 	int			image_index;	/* in the image */
 	Oid			type;
 	int32		typmod;
+	Oid			collation;
 	Oid			element;		/* of an array; else InvalidOid */
 	bool		is_jsonb;
 	bool		is_key;
@@ -91,6 +93,9 @@ typedef struct AccordManaged
 	AccordColumn *columns;
 	int			n_keys;
 	int		   *keys;			/* places in columns, in the key's order */
+	Oid			key_index;		/* by which rows are found; else InvalidOid */
+	int		   *index_keys;		/* places in keys, in the index's order */
+	ScanKey		index_scan;		/* all but the values */
 	AccordImage *image;			/* of all columns */
 	AccordPolicy *row;			/* of '*' */
 	bool		can_lose;		/* the application's own writes can */

@@ -21,6 +21,7 @@
 
 #include "catalog/pg_type.h"
 #include "funcapi.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
@@ -28,6 +29,8 @@
 
 #include "accord.h"
 #include "clock.h"
+#include "kept.h"
+#include "ledger.h"
 #include "resolve.h"
 #include "store.h"
 
@@ -302,7 +305,7 @@ note_clamped(AccordManaged *managed, const AccordRowKey *key,
 	conflict.verdict.winner_stamp = merged->stamp;
 	conflict.verdict.loser_stamp = merged->stamp;
 	conflict.verdict.loser_stamp.clock = change->occurred_at;
-	accord_store_log_conflict(managed, key->text, &conflict);
+	accord_ledger_conflict(managed, key->text, &conflict);
 }
 
 static void
@@ -311,8 +314,8 @@ write_logs(AccordManaged *managed, const AccordRowKey *key,
 		   const AccordRowResult *merged)
 {
 	for (int i = 0; i < merged->n_conflicts; i++)
-		accord_store_log_conflict(managed, key->text, &merged->conflicts[i]);
-	accord_store_log_change(managed, key->text, change, before);
+		accord_ledger_conflict(managed, key->text, &merged->conflicts[i]);
+	accord_ledger_change(managed, key->text, change, before);
 }
 
 bool
@@ -324,8 +327,8 @@ accord_resolve_manages(Oid relid)
 void
 accord_resolve(const AccordChange *change, AccordResolved *result)
 {
-	AccordManaged *managed = accord_policy_require(change->relid);
-	AccordEntity *entity = accord_register_new(managed);
+	AccordManaged *managed;
+	AccordEntity *entity;
 	AccordRowChange row_change;
 	AccordRowResult merged;
 	AccordRowKey key;
@@ -333,6 +336,10 @@ accord_resolve(const AccordChange *change, AccordResolved *result)
 	Jsonb	   *row;
 	Jsonb	   *before;
 
+	/* so that what is known of the table is true until it is written */
+	LockRelationOid(change->relid, RowExclusiveLock);
+	managed = accord_policy_require(change->relid);
+	entity = accord_register_new(managed);
 	memset(result, 0, sizeof(*result));
 	accord_store_key(managed, change->key != NULL ? change->key :
 					 accord_store_parse_key(managed, change->key_text), &key);
@@ -346,7 +353,7 @@ accord_resolve(const AccordChange *change, AccordResolved *result)
 	accord_clock_heed(row_change.stamp.clock);
 
 	row = accord_store_find(managed, &key);
-	accord_store_lock(managed, key.text, &kept);
+	accord_kept_lock(managed, key.text, &kept);
 	/* somebody who was inserting it may have been waited for */
 	if (row == NULL && !kept.is_new)
 		row = accord_store_find(managed, &key);
@@ -359,7 +366,7 @@ accord_resolve(const AccordChange *change, AccordResolved *result)
 	accord_clock_publish(change->relid, row_change.stamp.clock);
 	result->before = row;
 	result->row = write_table(entity, &key, row);
-	accord_store_keep(managed, key.text, accord_register_write(entity),
+	accord_kept_store(managed, key.text, &kept, accord_register_write(entity),
 					  result->row == NULL ? accord_register_row(entity) :
 					  NULL);
 	write_logs(managed, &key, &row_change, before, &merged);

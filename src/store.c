@@ -1,10 +1,11 @@
 /*
- * store.c: managed rows, what is kept of them, and the logs.
+ * store.c: managed rows, in their tables.
  *
  * Runs in the application's backends, inside their transactions. A managed
  * table is written as its owner, as PostgreSQL does for foreign keys, with
- * plans kept for the session; our own tables as theirs. Plans name operators
- * with their schemas, so that no search_path can bring in others.
+ * plans kept for the session. Plans name operators with their schemas, so
+ * that no search_path can bring in others. A row is found by the key's index
+ * without a plan (seek.c) where the table has such an index for itself.
  *
  * Lock order: a row of the table, then its row of row_state, then the logs'
  * sequences. Who inserts a row locks its row of row_state first.
@@ -13,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_namespace.h"
@@ -30,11 +32,11 @@
 #include "utils/typcache.h"
 
 #include "accord.h"
-#include "counter.h"
 #include "db.h"
-#include "guc.h"
 #include "rowkey.h"
+#include "seek.h"
 #include "store.h"
+#include "value.h"
 
 /* A plan that writes some columns; the plan is first: policy.c frees it. */
 typedef struct Write
@@ -294,9 +296,50 @@ find_row(AccordManaged *managed, const AccordRowKey *key, SPIPlanPtr *plan,
 	return row;
 }
 
+/*
+ * The same by the key's index, without a plan: the table's owner may read and
+ * lock what is in it. false: there is no such index (any more).
+ */
+static bool
+seek_row(AccordManaged *managed, const AccordRowKey *key, Jsonb **row)
+{
+	Relation	heap = table_open(managed->relid, RowShareLock);
+	ScanKeyData keys[INDEX_MAX_KEYS];
+	List	   *indexes = RelationGetIndexList(heap);
+	bool		is_there = list_member_oid(indexes, managed->key_index);
+
+	list_free(indexes);
+	if (is_there)
+	{
+		Relation	index = index_open(managed->key_index, AccessShareLock);
+		TupleTableSlot *slot = table_slot_create(heap, NULL);
+
+		for (int i = 0; i < managed->n_keys; i++)
+		{
+			keys[i] = managed->index_scan[i];
+			keys[i].sk_argument = key->values[managed->index_keys[i]];
+		}
+		*row = NULL;
+		if (accord_seek_locked(heap, index, keys, managed->n_keys, slot))
+		{
+			slot_getallattrs(slot);
+			*row = accord_image_build(managed->image, slot->tts_values,
+									  slot->tts_isnull, NULL);
+		}
+		ExecDropSingleTupleTableSlot(slot);
+		index_close(index, NoLock);
+	}
+	table_close(heap, NoLock);
+	return is_there;
+}
+
 Jsonb	   *
 accord_store_find(AccordManaged *managed, const AccordRowKey *key)
 {
+	Jsonb	   *row;
+
+	if (OidIsValid(managed->key_index) && seek_row(managed, key, &row))
+		return row;
 	return find_row(managed, key, &managed->find, " FOR UPDATE", false);
 }
 
@@ -406,295 +449,4 @@ accord_store_delete(AccordManaged *managed, const AccordRowKey *key)
 	execute_write(managed, managed->remove, key->text, key->values, NULL);
 	SPI_finish();
 	accord_db_be_again(before);
-}
-
-/* ---- row_state ----------------------------------------------------------- */
-
-/* Plans over our own tables; made anew when those are. */
-typedef enum OwnPlan
-{
-	PLAN_READ,
-	PLAN_MAKE,
-	PLAN_KEEP,
-	PLAN_STAMP,
-	PLAN_KNOWN,
-	PLANS
-} OwnPlan;
-
-static const char *const own_queries[PLANS] = {
-	[PLAN_READ] = "SELECT state, kept FROM accord.row_state WHERE managed "
-	"OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2 FOR UPDATE",
-	[PLAN_MAKE] = "INSERT INTO accord.row_state (managed, key, state) "
-	"VALUES ($1, $2, '{}') ON CONFLICT DO NOTHING",
-	[PLAN_KEEP] = "UPDATE accord.row_state SET state = $3, kept = $4 WHERE "
-	"managed OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2",
-	[PLAN_STAMP] = "INSERT INTO accord.row_state AS s (managed, key, state) "
-	"VALUES ($1, $2, pg_catalog.jsonb_build_object('', "
-	"pg_catalog.jsonb_build_array($4)) OPERATOR(pg_catalog.||) $3) "
-	"ON CONFLICT (managed, key) DO UPDATE SET state = "
-	"accord.restamp(s.state, $3, $5)",
-	[PLAN_KNOWN] = "SELECT FROM accord.conflict_log WHERE managed "
-	"OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2 "
-	"AND column_name IS NOT DISTINCT FROM $3 AND loser_source IS NOT DISTINCT "
-	"FROM $4 AND loser_event IS NOT DISTINCT FROM $5 AND loser_at "
-	"IS NOT DISTINCT FROM $6 LIMIT 1"
-};
-
-static Oid	own_types[PLANS][6] = {
-	[PLAN_READ] = {INT4OID, TEXTOID},
-	[PLAN_MAKE] = {INT4OID, TEXTOID},
-	[PLAN_KEEP] = {INT4OID, TEXTOID, JSONBOID, JSONBOID},
-	[PLAN_STAMP] = {INT4OID, TEXTOID, JSONBOID, INT8OID, JSONBOID},
-	[PLAN_KNOWN] = {INT4OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-	TIMESTAMPTZOID}
-};
-
-static const int own_counts[PLANS] = {2, 2, 4, 5, 6};
-
-static SPIPlanPtr own_plans[PLANS];
-
-/* Runs one of them, connected, as the extension's owner. */
-static int
-run_own(OwnPlan which, Datum *values, const char *nulls)
-{
-	int			result;
-
-	if (own_plans[which] == NULL)
-		own_plans[which] = prepare(own_queries[which], own_counts[which],
-								   own_types[which]);
-	result = SPI_execute_plan(own_plans[which], values, nulls, false, 0);
-	if (result < 0)
-		elog(ERROR, "SPI failed on accord.row_state: %s",
-			 SPI_result_code_string(result));
-	return (int) SPI_processed;
-}
-
-/* A column of the first row, in the caller's memory; NULL when null. */
-static Jsonb *
-own_json(int column)
-{
-	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0],
-									  SPI_tuptable->tupdesc, column, &isnull);
-	Jsonb	   *json;
-	Jsonb	   *copy;
-
-	if (isnull)
-		return NULL;
-	json = DatumGetJsonbP(value);
-	copy = SPI_palloc(VARSIZE(json));
-	memcpy(copy, json, VARSIZE(json));
-	return copy;
-}
-
-void
-accord_store_lock(AccordManaged *managed, const char *key, AccordKept *kept)
-{
-	AccordDbUser before = accord_db_become(accord_db_owner());
-	Datum		values[] = {Int32GetDatum(managed->id),
-	CStringGetTextDatum(key)};
-
-	memset(kept, 0, sizeof(*kept));
-	SPI_connect();
-	if (run_own(PLAN_READ, values, NULL) == 0)
-	{
-		/* whoever is making it as well is waited for */
-		kept->is_new = run_own(PLAN_MAKE, values, NULL) == 1;
-		if (!kept->is_new && run_own(PLAN_READ, values, NULL) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("could not lock what is kept of a row of %s",
-							managed->name),
-					 errhint("Retry the transaction.")));
-	}
-	if (!kept->is_new)
-	{
-		kept->state = own_json(1);
-		kept->values = own_json(2);
-	}
-	SPI_finish();
-	accord_db_be_again(before);
-}
-
-void
-accord_store_keep(AccordManaged *managed, const char *key, Jsonb *state,
-				  Jsonb *kept)
-{
-	AccordDbUser before = accord_db_become(accord_db_owner());
-	Datum		values[] = {Int32GetDatum(managed->id),
-		CStringGetTextDatum(key), JsonbPGetDatum(state),
-	kept == NULL ? (Datum) 0 : JsonbPGetDatum(kept)};
-
-	SPI_connect();
-	run_own(PLAN_KEEP, values, kept == NULL ? "   n" : NULL);
-	SPI_finish();
-	accord_db_be_again(before);
-}
-
-void
-accord_store_stamp(AccordManaged *managed, const char *key, Jsonb *registers,
-				   int64 clock, Jsonb *old_values)
-{
-	AccordDbUser before = accord_db_become(accord_db_owner());
-	Datum		values[] = {Int32GetDatum(managed->id),
-		CStringGetTextDatum(key), JsonbPGetDatum(registers),
-	Int64GetDatum(clock), JsonbPGetDatum(old_values)};
-
-	SPI_connect();
-	run_own(PLAN_STAMP, values, NULL);
-	SPI_finish();
-	accord_db_be_again(before);
-}
-
-/* ---- the logs ------------------------------------------------------------ */
-
-typedef struct LogRow
-{
-	Datum		values[20];
-	bool		nulls[20];
-	int			n;
-} LogRow;
-
-static void
-put(LogRow *row, Datum value, bool isnull)
-{
-	row->values[row->n] = value;
-	row->nulls[row->n++] = isnull;
-}
-
-static void
-put_text(LogRow *row, const char *text)
-{
-	put(row, text == NULL ? (Datum) 0 : CStringGetTextDatum(text),
-		text == NULL);
-}
-
-static void
-put_json(LogRow *row, Jsonb *json)
-{
-	put(row, json == NULL ? (Datum) 0 : JsonbPGetDatum(json), json == NULL);
-}
-
-static void
-put_clock(LogRow *row, int64 clock)
-{
-	put(row, TimestampTzGetDatum(clock == ACCORD_CLOCK_NONE ? DT_NOBEGIN :
-								 clock), false);
-}
-
-static void
-put_decimal(LogRow *row, const char *number)
-{
-	put(row, number == NULL ? (Datum) 0 :
-		DirectFunctionCall3(numeric_in, CStringGetDatum(number),
-							ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)),
-		number == NULL);
-}
-
-static int
-current_slot(void)
-{
-	return (int) (accord_db_sequence_last(accord_db_relid("conflict_slot")) %
-				  ACCORD_CONFLICT_SLOTS);
-}
-
-static void
-insert_row(const char *log, int slot, LogRow *row)
-{
-	Relation	rel = table_open(accord_db_slot_relid(log, slot),
-								 RowExclusiveLock);
-	HeapTuple	tuple;
-
-	Assert(row->n == RelationGetDescr(rel)->natts);
-	tuple = heap_form_tuple(RelationGetDescr(rel), row->values, row->nulls);
-	accord_db_insert(rel, &tuple, 1);
-	heap_freetuple(tuple);
-	table_close(rel, NoLock);
-}
-
-void
-accord_store_log_change(AccordManaged *managed, const char *key,
-						const AccordRowChange *change, Jsonb *before)
-{
-	LogRow		row = {.n = 0};
-	int			slot = current_slot();
-
-	put(&row, TimestampTzGetDatum(GetCurrentTimestamp()), false);
-	put_clock(&row, change->stamp.clock);
-	put(&row, Int32GetDatum(managed->id), false);
-	put(&row, Int16GetDatum(slot), false);
-	put_text(&row, key);
-	put_text(&row, accord_merge_op_word(change->op));
-	put_text(&row, change->stamp.source);
-	put_text(&row, change->stamp.event[0] == '\0' ? NULL :
-			 change->stamp.event);
-	put_decimal(&row, change->stamp.revision);
-	put_json(&row, change->changes);
-	put_json(&row, change->base);
-	put_json(&row, before);
-	put(&row, BoolGetDatum(change->is_override), false);
-	insert_row("change_log", slot, &row);
-}
-
-/* Whether the loser is on record: the change came once more. */
-static bool
-is_known(AccordManaged *managed, const char *key, const char *column,
-		 const AccordStamp *loser)
-{
-	AccordDbUser before = accord_db_become(accord_db_owner());
-	LogRow		row = {.n = 0};
-	char		nulls[7];
-	bool		known;
-
-	put(&row, Int32GetDatum(managed->id), false);
-	put_text(&row, key);
-	put_text(&row, column);
-	put_text(&row, loser->source);
-	put_text(&row, loser->event[0] == '\0' ? NULL : loser->event);
-	put_clock(&row, loser->clock);
-	for (int i = 0; i < row.n; i++)
-		nulls[i] = row.nulls[i] ? 'n' : ' ';
-	SPI_connect();
-	known = run_own(PLAN_KNOWN, row.values, nulls) > 0;
-	SPI_finish();
-	accord_db_be_again(before);
-	return known;
-}
-
-void
-accord_store_log_conflict(AccordManaged *managed, const char *key,
-						  const AccordConflict *conflict)
-{
-	const AccordVerdict *v = &conflict->verdict;
-	const char *column = conflict->column < 0 ? NULL :
-	managed->columns[conflict->column].name;
-	LogRow		row = {.n = 0};
-	int			slot = current_slot();
-
-	if (is_known(managed, key, column, &v->loser_stamp))
-		return;
-	put(&row, Int64GetDatum(accord_db_sequence_next(accord_db_relid("conflict_seq"))),
-		false);
-	put(&row, TimestampTzGetDatum(GetCurrentTimestamp()), false);
-	put_clock(&row, v->winner_stamp.clock);
-	put_clock(&row, v->loser_stamp.clock);
-	put(&row, Int32GetDatum(managed->id), false);
-	put(&row, Int16GetDatum(slot), false);
-	put_text(&row, key);
-	put_text(&row, column);
-	put_text(&row, v->rule);
-	put(&row, BoolGetDatum(v->held), false);
-	put_text(&row, v->winner_stamp.source);
-	put_text(&row, v->winner_stamp.event == NULL ||
-			 v->winner_stamp.event[0] == '\0' ? NULL : v->winner_stamp.event);
-	put_text(&row, v->loser_stamp.source);
-	put_text(&row, v->loser_stamp.event[0] == '\0' ? NULL :
-			 v->loser_stamp.event);
-	put_decimal(&row, v->loser_stamp.revision);
-	put_json(&row, accord_value_is_null(v->winner) ? NULL : v->winner);
-	put_json(&row, accord_value_is_null(v->loser) ? NULL : v->loser);
-	put_text(&row, accord_reason == NULL || accord_reason[0] == '\0' ? NULL :
-			 accord_reason);
-	insert_row("conflict_log", slot, &row);
-	accord_counter_note(ACCORD_COUNTER_CONFLICTS, 1);
 }

@@ -1,13 +1,12 @@
 /*
  * store.h: exports of store.c
  *
- * Layer 5: managed rows, what is kept of them, and the logs of what came and
- * of what lost.
+ * Layer 5: managed rows, in their tables.
  */
 #ifndef ACCORD_STORE_H
 #define ACCORD_STORE_H
 
-#include "merge.h"
+#include "policy.h"
 
 /* A row by its key. */
 typedef struct AccordRowKey
@@ -49,34 +48,5 @@ extern void accord_store_delete(AccordManaged *managed,
 
 /* Whether the row is being written by one of these. */
 extern bool accord_store_writing(Oid relid, const char *key);
-
-/* What is kept of a row, locked; made empty when there is nothing. */
-typedef struct AccordKept
-{
-	Jsonb	   *state;
-	Jsonb	   *values;			/* of a row that is not in its table */
-	bool		is_new;
-} AccordKept;
-
-extern void accord_store_lock(AccordManaged *managed, const char *key,
-							  AccordKept *kept);
-extern void accord_store_keep(AccordManaged *managed, const char *key,
-							  Jsonb *state, Jsonb *values);
-
-/*
- * In one statement, for the application's own writes where they always win:
- * puts registers in the place of those of the same name. old_values: of these
- * columns. clock: of the insert, when nothing is kept yet.
- */
-extern void accord_store_stamp(AccordManaged *managed, const char *key,
-							   Jsonb *registers, int64 clock,
-							   Jsonb *old_values);
-
-/* The logs. before: what the row had in the columns that the change gives. */
-extern void accord_store_log_change(AccordManaged *managed, const char *key,
-									const AccordRowChange *change,
-									Jsonb *before);
-extern void accord_store_log_conflict(AccordManaged *managed, const char *key,
-									  const AccordConflict *conflict);
 
 #endif							/* ACCORD_STORE_H */

@@ -155,6 +155,23 @@ SELECT accord.unmanage('rate');
 SELECT count(*) FROM accord.row_state;
 INSERT INTO rate VALUES ('a', '2026-12-01', 1);
 
+-- a trigger merges into the row that is being merged for the first time
+CREATE TABLE nested (id integer PRIMARY KEY, a integer, b integer);
+SELECT accord.manage('nested') > 0 AS managed;
+CREATE FUNCTION nest() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF new.b IS NULL THEN
+        PERFORM accord.apply_change('nested', jsonb_build_object('id', new.id), 'update', '{"b": 2}', 'inner', 'i1');
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER nest AFTER INSERT ON nested FOR EACH ROW EXECUTE FUNCTION nest();
+SELECT applied, lost FROM accord.apply_change('nested', '{"id": 1}', 'upsert', '{"a": 1}', 'outer', 'o1');
+SELECT n.*, s.state ? 'a' AS kept FROM nested n JOIN accord.row_state s ON s.key = n.id::text
+WHERE s.managed = (SELECT id FROM accord.managed WHERE relation = 'nested'::regclass);
+DROP TABLE nested;
+DROP FUNCTION nest;
+
 -- what is kept of a table goes with it, however it goes, and stays when it stays
 CREATE SCHEMA leaving;
 CREATE TABLE leaving.gone (id integer PRIMARY KEY, n integer);
