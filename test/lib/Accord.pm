@@ -19,6 +19,7 @@ use Exporter qw(import);
 use File::Basename qw(dirname);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Tables;
 use Test::More ();
 use Time::HiRes qw(time usleep);
 

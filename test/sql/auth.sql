@@ -2,7 +2,7 @@
 SET client_min_messages = error;
 CREATE EXTENSION IF NOT EXISTS pg_accord;
 \set VERBOSITY terse
-INSERT INTO accord.secret (name, value) VALUES ('a', 'abcdefgh'), ('b', 'ijklmnop');
+INSERT INTO accord.secret (name, value) VALUES ('a', 'Secret-a'), ('b', 'Secret-b');
 INSERT INTO accord.channel (name, base_url) VALUES ('auth', 'http://127.0.0.1:9/');
 
 -- What is accepted.

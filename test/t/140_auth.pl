@@ -49,8 +49,8 @@ for my $name (sort keys %auth)
     route($node, $name, topic => $name, path => '/{channel}/a%20b//{key}?z=1&a={payload.q}');
 }
 # Each is refused once, with an answer that holds all it was sent; then it is accepted.
-$stub->script([
-    map { { match => { path_regex => "^/$_/", times => 1 }, do => { status => 503, body => "echo: $secret{$_} at ?key=Query%20Secret%2F4%265%3D6" } } }
+my %echo = (%secret, query => "$secret{query} at ?key=Query%20Secret%2F4%265%3D6");
+$stub->script([ map { { match => { path_regex => "^/$_/", times => 1 }, do => { status => 503, body => "echo: $echo{$_}" } } }
       grep { exists $secret{$_} } sort keys %auth ]);
 for my $name (sort keys %auth)
 {

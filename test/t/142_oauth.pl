@@ -137,7 +137,7 @@ is((requests('/login'))[0]{body}, '{"user":"ann","pass":"The-Secret-Of-password"
 is((requests('/guests'))[0]{headers}{'x-session'}, 'S-1', '... and what it gave');
 $stub->script([ { match => { path_regex => '^/login' }, do => { status => 200, body => { data => { session => "S\r\nX: y" } } } } ]);
 value(q{UPDATE accord.secret SET updated_at = now() WHERE name = 'password'; UPDATE accord.channel SET description = 'x' WHERE name = 'login'});
-value(q{UPDATE accord.secret SET value = 'another one' WHERE name = 'password'});
+value(q{UPDATE accord.secret SET value = 'The-Other-Password' WHERE name = 'password'});
 events($node, { topic => 'x', key => 'l2', channels => '{login}' });
 wait_for_rows($node, q{SELECT last_error FROM accord.status WHERE channel = 'login'}, 'no token: the answer holds no token');
 pass('a token that cannot stand in a header is none');
