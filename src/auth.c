@@ -535,18 +535,19 @@ replace(const char *bytes, size_t *len, const char *secret)
 
 /* As it is sent by basic authentication. */
 static char *
-basic_text(const AccordAuth *auth)
+basic_text(const char *user, const char *secret)
 {
-	char	   *both = psprintf("%s:%s", auth->name, auth->secrets[0].value);
+	char	   *both = psprintf("%s:%s", user, secret);
 
 	return accord_mac_base64(both, strlen(both));
 }
 
 const char *
 accord_auth_redact(const AccordAuth *auth, const char *access,
-				   const char *bytes, size_t *len, size_t keep)
+				   const AccordHttpProxy *proxy, const char *bytes,
+				   size_t *len, size_t keep)
 {
-	const char *texts[ACCORD_SIGN_SECRETS + 3];
+	const char *texts[ACCORD_SIGN_SECRETS + 5];
 	size_t		longest = 0;
 	int			n = 0;
 
@@ -554,7 +555,7 @@ accord_auth_redact(const AccordAuth *auth, const char *access,
 		if (auth->secrets[i].value != NULL)
 			texts[n++] = auth->secrets[i].value;
 	if (n > 0 && auth->type == ACCORD_AUTH_BASIC)
-		texts[n++] = basic_text(auth);
+		texts[n++] = basic_text(auth->name, auth->secrets[0].value);
 	if (n > 0 && auth->type == ACCORD_AUTH_QUERY)
 	{
 		texts[n++] = accord_http_encode(auth->secrets[0].value, true);
@@ -562,6 +563,11 @@ accord_auth_redact(const AccordAuth *auth, const char *access,
 	}
 	if (access != NULL)
 		texts[n++] = access;
+	if (proxy != NULL && proxy->secret != NULL)
+	{
+		texts[n++] = proxy->secret;
+		texts[n++] = basic_text(proxy->user, proxy->secret);
+	}
 	for (int i = 0; i < n; i++)
 		longest = Max(longest, strlen(texts[i]));
 	if (n > 0)

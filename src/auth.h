@@ -145,10 +145,13 @@ extern int	accord_auth_mask(const AccordAuth *auth, const char **lines,
 /*
  * Bytes that others wrote, every occurrence of a credential as "***": of their
  * first "keep", and what begins in these. *len bytes; a palloc'd copy where
- * there is one. access as in accord_auth_apply().
+ * there is one. access as in accord_auth_apply(); proxy is the way they came
+ * by, whose credential is one as well, or NULL.
  */
 extern const char *accord_auth_redact(const AccordAuth *auth,
-									  const char *access, const char *bytes,
-									  size_t *len, size_t keep);
+									  const char *access,
+									  const AccordHttpProxy *proxy,
+									  const char *bytes, size_t *len,
+									  size_t keep);
 
 #endif							/* ACCORD_AUTH_H */

@@ -71,6 +71,7 @@ typedef struct AccordHttpRequest
 typedef enum AccordHttpCause
 {
 	ACCORD_HTTP_CAUSE_OTHER,
+	ACCORD_HTTP_CAUSE_PROXY,	/* it came as far as the proxy, at most */
 	ACCORD_HTTP_CAUSE_NAME,		/* the host has no address */
 	ACCORD_HTTP_CAUSE_CONNECTION,	/* nobody accepts it there */
 	ACCORD_HTTP_CAUSE_CERTIFICATE,	/* nobody vouches for the server */
@@ -188,11 +189,15 @@ extern char *accord_http_resolve(const char *url, const char *reference,
 extern bool accord_http_literal_refused(const char *url);
 
 /*
- * Whether a proxy's URL is scheme, host and port; and whether the setting
- * accord.allowed_proxies names it.
+ * Whether a proxy's URL is scheme, host and port, of a scheme that leaves
+ * names to the proxy; and whether the setting accord.allowed_proxies names it.
  */
 extern bool accord_http_proxy_valid(const char *url);
 extern bool accord_http_proxy_allowed(const char *url);
+
+/* Why a user cannot be told to this (valid) proxy, or NULL. */
+extern const char *accord_http_proxy_user_fault(const char *url,
+												const char *user);
 
 /*
  * Checks the setting accord.allowed_networks: a comma-separated list of

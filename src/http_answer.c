@@ -81,9 +81,28 @@ classify_end(const AccordTransfer *transfer, bool sent)
 	return sent ? classify_exchange(transfer) : classify_start(transfer);
 }
 
+/* Whether it came no further than the proxy. */
+static bool
+is_proxy_fault(const AccordTransfer *transfer)
+{
+	long		status = 0;
+	long		certificate = 0;
+
+	if (!transfer->proxied || transfer->begun)
+		return false;
+	curl_easy_getinfo(transfer->easy, CURLINFO_HTTP_CONNECTCODE, &status);
+	curl_easy_getinfo(transfer->easy, CURLINFO_PROXY_SSL_VERIFYRESULT,
+					  &certificate);
+	return transfer->code == CURLE_COULDNT_RESOLVE_PROXY ||
+		transfer->code == CURLE_COULDNT_CONNECT ||
+		transfer->code == CURLE_PROXY || status >= 300 || certificate != 0;
+}
+
 static AccordHttpCause
 find_cause(const AccordTransfer *transfer)
 {
+	if (is_proxy_fault(transfer))
+		return ACCORD_HTTP_CAUSE_PROXY;
 	switch (transfer->code)
 	{
 		case CURLE_COULDNT_RESOLVE_HOST:

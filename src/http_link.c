@@ -10,7 +10,10 @@
  *   - Through a proxy it is the proxy that resolves a name and opens the
  *     connection, so refused networks cannot be kept from here. Only one that
  *     the server's settings name is used; a literal address is judged here
- *     all the same.
+ *     all the same. Schemes by which names are resolved here and addresses
+ *     given to the proxy (socks4, socks5) are none: curl shows nobody which.
+ *   - The certificate of a proxy is vouched for by accord.ca_file, or the
+ *     system's authorities, never by a channel's own; none is shown to it.
  *
  * On failure (a certificate that is none) curl says so before anything is
  * sent.
@@ -20,6 +23,8 @@
 #include "guc.h"
 #include "http.h"
 #include "http_private.h"
+
+#define SOCKS5_USER_BYTES 255	/* RFC 1929 */
 
 static CURLcode
 set_blob(CURL *easy, CURLoption option, const char *pem)
@@ -116,6 +121,20 @@ accord_http_copy_link(AccordHttpRequest *request, const AccordHttpTls *tls,
 	}
 }
 
+/* Whether curl would take it: host and port are such. */
+static bool
+is_parsed(const char *url)
+{
+	CURLU	   *parsed = curl_url();
+	CURLUcode	code = CURLUE_OUT_OF_MEMORY;
+
+	if (parsed != NULL)
+		code = curl_url_set(parsed, CURLUPART_URL, url,
+							CURLU_NON_SUPPORT_SCHEME);
+	curl_url_cleanup(parsed);
+	return code == CURLUE_OK;
+}
+
 bool
 accord_http_proxy_valid(const char *url)
 {
@@ -134,9 +153,20 @@ accord_http_proxy_valid(const char *url)
 		port = strrchr(host, ':');
 		return port != NULL && port > host && port[1] != '\0' &&
 			strspn(port + 1, "0123456789") == strlen(port + 1) &&
-			strpbrk(host, "@/?#, ") == NULL;
+			strpbrk(host, "@/?#, ") == NULL && is_parsed(url);
 	}
 	return false;
+}
+
+const char *
+accord_http_proxy_user_fault(const char *url, const char *user)
+{
+	if (strncmp(url, "socks4a:", 8) == 0)
+		return "socks4a has no place for a secret";
+	if (strncmp(url, "socks5h:", 8) == 0)
+		return strlen(user) > SOCKS5_USER_BYTES ? "it is too long for socks5h" :
+			NULL;
+	return strchr(user, ':') != NULL ? "there is a colon in it" : NULL;
 }
 
 bool

@@ -176,6 +176,10 @@ set_certificates(AccordTransfer *transfer)
 					 own ? ca_setting : built->cainfo);
 	curl_easy_setopt(transfer->easy, CURLOPT_CAPATH,
 					 own ? NULL : built->capath);
+	curl_easy_setopt(transfer->easy, CURLOPT_PROXY_CAINFO,
+					 own ? ca_setting : built->cainfo);
+	curl_easy_setopt(transfer->easy, CURLOPT_PROXY_CAPATH,
+					 own ? NULL : built->capath);
 	transfer->ca_generation = ca_generation;
 }
 
@@ -198,6 +202,8 @@ set_transport_options(CURL *easy)
 	curl_easy_setopt(easy, CURLOPT_HTTPAUTH, (long) CURLAUTH_BASIC);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+	curl_easy_setopt(easy, CURLOPT_PROXY_SSL_VERIFYPEER, 1L);
+	curl_easy_setopt(easy, CURLOPT_PROXY_SSL_VERIFYHOST, 2L);
 	curl_easy_setopt(easy, CURLOPT_TCP_NODELAY, 1L);
 	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 	curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, 1L);

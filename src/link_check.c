@@ -99,6 +99,8 @@ accord_link_check_proxy(const char *table, Jsonb *proxy)
 	"Give url, such as \"http://proxy.example.com:3128\", and perhaps user "
 	"and secret, the name of a row of accord.secret.";
 	char	   *url;
+	char	   *user;
+	const char *fault;
 
 	check_members(table, "proxy", proxy, proxy_members,
 				  lengthof(proxy_members), hint);
@@ -117,6 +119,15 @@ accord_link_check_proxy(const char *table, Jsonb *proxy)
 				 errmsg("proxy of %s has one of user and secret, not both",
 						table),
 				 errhint("%s", hint)));
+	user = accord_json_member(proxy, "user");
+	fault = user ? accord_http_proxy_user_fault(url, user) : NULL;
+	if (fault != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("user of proxy of %s cannot be used: %s", table,
+						fault),
+				 errhint("Users and secrets go to proxies by http, https and "
+						 "socks5h; at most 255 bytes by the last.")));
 	if (!accord_http_proxy_allowed(url))
 		ereport(WARNING,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

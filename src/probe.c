@@ -120,6 +120,8 @@ judge_failure(AccordFinding *finding, const AccordHttpResponse *response)
 		const char *verdict;
 		const char *meaning;
 	}			causes[] = {
+		{ACCORD_HTTP_CAUSE_PROXY, "proxy",
+		"its proxy is not reached, not trusted, or does not let it through"},
 		{ACCORD_HTTP_CAUSE_NAME, "name not found",
 		"no name server knows the host of base_url"},
 		{ACCORD_HTTP_CAUSE_CONNECTION, "connection refused",

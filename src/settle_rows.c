@@ -110,13 +110,15 @@ accord_settle_foreign_text(const AccordConnection *connection,
 						   const char *bytes, size_t len, size_t keep)
 {
 	const char *access = connection->token ? connection->token->access : NULL;
+	const AccordChannel *channel = connection->hub->config;
 
-	if (connection->hub->config != NULL)
+	/* an account is reached by its channel's proxy */
+	if (channel != NULL)
 		bytes = accord_auth_redact(connection->config != NULL &&
 								   connection->config->has_auth ?
-								   &connection->config->auth :
-								   &connection->hub->config->auth, access,
-								   bytes, &len, keep);
+								   &connection->config->auth : &channel->auth,
+								   access, channel->link.proxy, bytes, &len,
+								   keep);
 	return accord_json_clean(bytes, len, keep);
 }
 

@@ -4,6 +4,7 @@ use strict;
 use warnings FATAL => 'all';
 
 use Accord;
+use Certificates;
 use JSON::PP qw(encode_json);
 use IO::Select;
 use IO::Socket::INET;
@@ -13,32 +14,9 @@ use Test::More;
 # ---- certificates
 
 my $dir = PostgreSQL::Test::Utils::tempdir();
-sub openssl { PostgreSQL::Test::Utils::run_log([ 'openssl', @_ ], '2>', '/dev/null') or die "openssl @_\n"; return; }
-
-# An authority, and what it signs.
-sub authority
-{
-    my ($name) = @_;
-    openssl('req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', 30, '-subj', "/CN=$name",
-        '-keyout', "$dir/$name.key", '-out', "$dir/$name.pem");
-    return;
-}
-
-sub certificate
-{
-    my ($name, $authority) = @_;
-    openssl('req', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-subj', "/CN=$name", '-keyout', "$dir/$name.key",
-        '-out', "$dir/$name.csr");
-    PostgreSQL::Test::Utils::append_to_file("$dir/$name.ext", "subjectAltName=IP:127.0.0.1\n");
-    openssl('x509', '-req', '-in', "$dir/$name.csr", '-CA', "$dir/$authority.pem", '-CAkey', "$dir/$authority.key", '-CAcreateserial',
-        '-days', 30, '-extfile', "$dir/$name.ext", '-out', "$dir/$name.pem");
-    return;
-}
 sub file { return PostgreSQL::Test::Utils::slurp_file("$dir/$_[0]"); }
-authority($_) for 'ours', 'theirs';
-certificate('server', 'ours');
-certificate('client', 'ours');
-certificate('stranger', 'theirs');
+authority($dir, $_) for 'ours', 'theirs';
+certificate($dir, @$_, 'IP:127.0.0.1') for [ 'server', 'ours' ], [ 'client', 'ours' ], [ 'stranger', 'theirs' ];
 
 # ---- names, by a resolver of our own
 
