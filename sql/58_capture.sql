@@ -44,15 +44,21 @@ COMMENT ON FUNCTION accord.capture_truncate() IS 'trigger: makes an event of eac
 
 -- A table is known by its trigger; a partition by that of the table it belongs to. What is captured no more is known by
 -- the name it last had.
+-- In PL/pgSQL, here and in 59_history.sql, so that a session plans what it asks for only once.
 CREATE FUNCTION accord.captured_id(relation regclass) RETURNS integer
-    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(
-        (SELECT split_part(encode(t.tgargs, 'escape'), '\000', 1)::integer FROM pg_trigger t
-         WHERE t.tgrelid = relation AND t.tgfoid = 'accord.capture_row'::regproc LIMIT 1),
-        (SELECT c.id FROM accord.captured c
-         JOIN pg_class r ON r.relname = c.table_name JOIN pg_namespace n ON n.oid = r.relnamespace
-         WHERE r.oid = relation AND n.nspname = c.schema_name AND c.released_at IS NOT NULL
-         ORDER BY c.released_at DESC LIMIT 1))
+    LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    number integer := (SELECT split_part(encode(t.tgargs, 'escape'), '\000', 1)::integer FROM pg_trigger t
+                       WHERE t.tgrelid = relation AND t.tgfoid = 'accord.capture_row'::regproc LIMIT 1);
+BEGIN
+    IF number IS NULL THEN
+        SELECT c.id INTO number FROM accord.captured c
+        JOIN pg_class r ON r.relname = c.table_name JOIN pg_namespace n ON n.oid = r.relnamespace
+        WHERE r.oid = relation AND n.nspname = c.schema_name AND c.released_at IS NOT NULL
+        ORDER BY c.released_at DESC LIMIT 1;
+    END IF;
+    RETURN number;
+END
 $$;
 COMMENT ON FUNCTION accord.captured_id(regclass) IS 'the number of a table in the log (accord.captured.id), null when it was never captured';
 

@@ -202,12 +202,7 @@ COMMENT ON FUNCTION accord.commit_events(bigint[]) IS 'internal: the events of c
 
 -- What an event changed, {"price": {"old": 100, "new": 120}}: an insert has no old values, a delete no new ones.
 CREATE FUNCTION accord.changes(op text, payload jsonb, before jsonb) RETURNS jsonb
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT jsonb_object_agg(c.key,
-               CASE WHEN before ? c.key THEN jsonb_build_object('old', before -> c.key) ELSE '{}' END
-               || CASE WHEN payload ? c.key THEN jsonb_build_object('new', payload -> c.key) ELSE '{}' END)
-    FROM jsonb_object_keys(CASE WHEN op = 'update' THEN before ELSE coalesce(payload, before) END) AS c (key)
-$$;
+    LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'accord_changes';
 COMMENT ON FUNCTION accord.changes(text, jsonb, jsonb) IS 'internal: what an event changed, column by column';
 
 CREATE FUNCTION accord.history(relation regclass, key anycompatible,
@@ -215,13 +210,18 @@ CREATE FUNCTION accord.history(relation regclass, key anycompatible,
     OUT role text, OUT source text, OUT correlation_id text, OUT application_name text, OUT client_addr inet,
     OUT tx_id bigint, OUT ord integer, OUT event_id uuid)
     RETURNS SETOF record
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    number integer := (SELECT h.id FROM accord.history_table(history.relation) h);
+BEGIN
+    RETURN QUERY
     SELECT e.seq, e.committed_at, CASE WHEN e.op = 'insert' AND e.before = '{}' THEN 'baseline' ELSE e.op END,
            accord.changes(e.op, e.payload, e.before), e.actor, e.reason,
            pg_get_userbyid(e.role)::text, e.source, e.correlation_id, e.application_name, e.client_addr, e.tx_id, e.ord,
            e.event_id
-    FROM accord.row_events((SELECT h.id FROM accord.history_table(history.relation) h), accord.key_of(history.key)) e
-    ORDER BY e.seq, e.ord
+    FROM accord.row_events(number, accord.key_of(history.key)) e
+    ORDER BY e.seq, e.ord;
+END
 $$;
 COMMENT ON FUNCTION accord.history(regclass, anycompatible) IS 'what became of a row of a captured table, oldest first: what changed, when, by whom and why; the key of several columns is a ROW of them. Changes of the current transaction come last, without a seq';
 
@@ -238,27 +238,39 @@ CREATE FUNCTION accord.state_after(op text, payload jsonb) RETURNS jsonb
 $$;
 COMMENT ON FUNCTION accord.state_after(text, jsonb) IS 'internal: the image of a row after an event, null when it is gone';
 
--- The events of a row, with the names that columns have now.
-CREATE FUNCTION accord.shaped_events(relation regclass, key text,
+-- The events of a row, with the names that columns have now; is_shaped: some were called otherwise.
+CREATE FUNCTION accord.shaped_events(table_id integer, is_shaped boolean, key text,
     OUT op text, OUT payload jsonb, OUT before jsonb, OUT seq bigint, OUT committed_at timestamptz, OUT role oid,
     OUT actor text, OUT source text, OUT reason text, OUT correlation_id text, OUT tx_id bigint, OUT place bigint)
     RETURNS SETOF record
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT e.op, accord.reshape(e.payload, e.table_id, coalesce(e.seq, 9223372036854775807), e.ord),
-           accord.reshape(e.before, e.table_id, coalesce(e.seq, 9223372036854775807), e.ord), e.seq, e.committed_at, e.role,
-           e.actor, e.source, e.reason, e.correlation_id, e.tx_id, row_number() OVER (ORDER BY e.seq, e.ord)
-    FROM accord.row_events((SELECT h.id FROM accord.history_table(relation) h), shaped_events.key) e
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY
+    SELECT e.op, CASE WHEN shaped_events.is_shaped
+                      THEN accord.reshape(e.payload, e.table_id, coalesce(e.seq, 9223372036854775807), e.ord) ELSE e.payload END,
+           CASE WHEN shaped_events.is_shaped
+                THEN accord.reshape(e.before, e.table_id, coalesce(e.seq, 9223372036854775807), e.ord) ELSE e.before END,
+           e.seq, e.committed_at, e.role, e.actor, e.source, e.reason, e.correlation_id, e.tx_id,
+           row_number() OVER (ORDER BY e.seq, e.ord)
+    FROM accord.row_events(shaped_events.table_id, shaped_events.key) e
     WHERE e.op <> 'event'
+    ORDER BY e.seq, e.ord;
+END
 $$;
-COMMENT ON FUNCTION accord.shaped_events(regclass, text) IS 'internal: the events of a captured row, with the names that its columns have now';
+COMMENT ON FUNCTION accord.shaped_events(integer, boolean, text) IS 'internal: the events of a captured row, with the names that its columns have now';
 
 CREATE FUNCTION accord.blame(relation regclass, key anycompatible,
     OUT column_name text, OUT value jsonb, OUT seq bigint, OUT committed_at timestamptz, OUT op text, OUT actor text,
     OUT reason text, OUT role text, OUT source text, OUT correlation_id text, OUT tx_id bigint)
     RETURNS SETOF record
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known record;
+BEGIN
+    SELECT h.id, h.is_shaped INTO known FROM accord.history_table(blame.relation) h;
+    RETURN QUERY
     WITH e AS MATERIALIZED (
-        SELECT * FROM accord.shaped_events(blame.relation, accord.key_of(blame.key))),
+        SELECT * FROM accord.shaped_events(known.id, known.is_shaped, accord.key_of(blame.key))),
     last AS (SELECT coalesce(e.payload, e.before) AS image, e.payload FROM e ORDER BY e.place DESC LIMIT 1)
     SELECT c.name, last.payload -> c.name, s.seq, s.committed_at, s.op, s.actor, s.reason,
            pg_get_userbyid(s.role)::text, s.source, s.correlation_id, s.tx_id
@@ -268,55 +280,78 @@ CREATE FUNCTION accord.blame(relation regclass, key anycompatible,
     LEFT JOIN LATERAL (SELECT * FROM e WHERE CASE e.op WHEN 'update' THEN e.before ? c.name
                                                        WHEN 'insert' THEN e.before IS DISTINCT FROM '{}' ELSE true END
                        ORDER BY e.place DESC LIMIT 1) s ON true
-    ORDER BY a.attnum, c.name
+    ORDER BY a.attnum, c.name;
+END
 $$;
 COMMENT ON FUNCTION accord.blame(regclass, anycompatible) IS 'of each column of a row of a captured table who set its value last, when, why, and in which transaction; null where that was before the log begins. Of a deleted row: who deleted it';
 
 CREATE FUNCTION accord.diff_seq(relation regclass, key text, from_seq bigint, to_seq bigint,
     OUT column_name text, OUT old_value jsonb, OUT new_value jsonb)
     RETURNS SETOF record
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    WITH e AS MATERIALIZED (
-        SELECT x.* FROM accord.history_table(relation, least(from_seq, to_seq)) h,
-                        accord.shaped_events(relation, diff_seq.key) x),
-    states AS (
-        SELECT (SELECT coalesce((SELECT ARRAY[accord.state_before(e.op, e.payload, e.before)] FROM e
-                                 WHERE e.seq > diff_seq.from_seq OR e.seq IS NULL ORDER BY e.place LIMIT 1),
-                                (SELECT ARRAY[accord.state_after(e.op, e.payload)] FROM e ORDER BY e.place DESC LIMIT 1)))[1] AS old,
-               (SELECT coalesce((SELECT ARRAY[accord.state_before(e.op, e.payload, e.before)] FROM e
-                                 WHERE e.seq > diff_seq.to_seq OR e.seq IS NULL ORDER BY e.place LIMIT 1),
-                                (SELECT ARRAY[accord.state_after(e.op, e.payload)] FROM e ORDER BY e.place DESC LIMIT 1)))[1] AS new)
-    SELECT c.name, s.old -> c.name, s.new -> c.name
-    FROM states s
-    CROSS JOIN LATERAL jsonb_object_keys(coalesce(s.old, '{}') || coalesce(s.new, '{}')) AS c (name)
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known record;
+    e record;                           -- the last one, at the end
+    old jsonb;                          -- the states at the two points: what the first event after each of them found
+    new jsonb;
+    is_old boolean := false;
+    is_new boolean := false;
+BEGIN
+    SELECT h.id, h.is_shaped INTO known FROM accord.history_table(diff_seq.relation, least(from_seq, to_seq)) h;
+    FOR e IN SELECT * FROM accord.shaped_events(known.id, known.is_shaped, diff_seq.key) LOOP
+        IF NOT is_old AND (e.seq > from_seq OR e.seq IS NULL) THEN
+            is_old := true;
+            old := accord.state_before(e.op, e.payload, e.before);
+        END IF;
+        IF NOT is_new AND (e.seq > to_seq OR e.seq IS NULL) THEN
+            is_new := true;
+            new := accord.state_before(e.op, e.payload, e.before);
+        END IF;
+    END LOOP;
+    IF NOT is_old THEN
+        old := accord.state_after(e.op, e.payload);
+    END IF;
+    IF NOT is_new THEN
+        new := accord.state_after(e.op, e.payload);
+    END IF;
+    RETURN QUERY
+    SELECT c.name, old -> c.name, new -> c.name
+    FROM jsonb_object_keys(coalesce(old, '{}') || coalesce(new, '{}')) AS c (name)
     LEFT JOIN pg_attribute a ON a.attrelid = diff_seq.relation AND a.attname = c.name AND NOT a.attisdropped
-    WHERE s.old -> c.name IS DISTINCT FROM s.new -> c.name
-    ORDER BY a.attnum, c.name
+    WHERE old -> c.name IS DISTINCT FROM new -> c.name
+    ORDER BY a.attnum, c.name;
+END
 $$;
 COMMENT ON FUNCTION accord.diff_seq(regclass, text, bigint, bigint) IS 'internal: accord.diff() between two commit numbers';
 
 CREATE FUNCTION accord.diff(relation regclass, key anycompatible, from_point text, to_point text DEFAULT NULL,
     OUT column_name text, OUT old_value jsonb, OUT new_value jsonb)
     RETURNS SETOF record
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT * FROM accord.diff_seq(relation, accord.key_of(key), accord.point_seq(from_point),
-                                  coalesce(accord.point_seq(to_point), accord.safe_seq()))
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM accord.diff_seq(relation, accord.key_of(key), accord.point_seq(from_point),
+                                  coalesce(accord.point_seq(to_point), accord.safe_seq()));
+END
 $$;
 COMMENT ON FUNCTION accord.diff(regclass, anycompatible, text, text) IS 'in which columns a row of a captured table differs between two points, and how; an old value is null when there was no row, a new one when there is none. Without to_point: until now';
 CREATE FUNCTION accord.diff(relation regclass, key anycompatible, from_point timestamptz,
     to_point timestamptz DEFAULT NULL, OUT column_name text, OUT old_value jsonb, OUT new_value jsonb)
     RETURNS SETOF record
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT * FROM accord.diff_seq(relation, accord.key_of(key), accord.seq_at(from_point),
-                                  coalesce(accord.seq_at(to_point), accord.safe_seq()))
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM accord.diff_seq(relation, accord.key_of(key), accord.seq_at(from_point),
+                                  coalesce(accord.seq_at(to_point), accord.safe_seq()));
+END
 $$;
 COMMENT ON FUNCTION accord.diff(regclass, anycompatible, timestamptz, timestamptz) IS 'the same between two times';
 CREATE FUNCTION accord.diff(relation regclass, key anycompatible, from_point bigint, to_point bigint DEFAULT NULL,
     OUT column_name text, OUT old_value jsonb, OUT new_value jsonb)
     RETURNS SETOF record
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT * FROM accord.diff_seq(relation, accord.key_of(key), accord.point_seq(from_point::text),
-                                  coalesce(accord.point_seq(to_point::text), accord.safe_seq()))
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM accord.diff_seq(relation, accord.key_of(key), accord.point_seq(from_point::text),
+                                  coalesce(accord.point_seq(to_point::text), accord.safe_seq()));
+END
 $$;
 COMMENT ON FUNCTION accord.diff(regclass, anycompatible, bigint, bigint) IS 'the same between two commit numbers';
 

@@ -97,7 +97,7 @@ BEGIN
                    'accord.seq_at(timestamptz), accord.oldest_seq(), accord.row_of(anyelement, jsonb) TO %s', role);
     -- what those are made of
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.history_table(regclass, bigint), accord.history_shapes(integer), '
-                   'accord.shaped_events(regclass, text), accord.key_of(anycompatible), '
+                   'accord.shaped_events(integer, boolean, text), accord.key_of(anycompatible), '
                    'accord.image_of(anyelement), accord.row_events(integer, text), accord.commit_events(bigint[]), '
                    'accord.changes(text, jsonb, jsonb), accord.state_before(text, jsonb, jsonb), '
                    'accord.state_after(text, jsonb), accord.diff_seq(regclass, text, bigint, bigint), '

@@ -40,6 +40,7 @@
 #include "utils/typcache.h"
 
 #include "accord.h"
+#include "compat.h"
 #include "db.h"
 #include "history.h"
 #include "image.h"
@@ -100,6 +101,7 @@ PG_FUNCTION_INFO_V1(accord_key_of);
 PG_FUNCTION_INFO_V1(accord_equality);
 PG_FUNCTION_INFO_V1(accord_image_of);
 PG_FUNCTION_INFO_V1(accord_current_place);
+PG_FUNCTION_INFO_V1(accord_changes);
 
 Oid
 accord_history_index(int slot)
@@ -436,4 +438,65 @@ accord_current_place(PG_FUNCTION_ARGS)
 	nulls[0] = nulls[1] = tx_id == 0;
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
 													  values, nulls)));
+}
+
+static void
+push_text(AccordJsonbState *state, const char *text)
+{
+	JsonbValue	key;
+
+	key.type = jbvString;
+	key.val.string.val = unconstify(char *, text);
+	key.val.string.len = strlen(text);
+	accord_jsonb_push(state, WJB_KEY, &key);
+}
+
+/* An object's member as a member of another name; nothing if it has none. */
+static void
+push_side(AccordJsonbState *state, const char *name, Jsonb *object,
+		  const JsonbValue *key)
+{
+	JsonbValue	value;
+
+	if (object == NULL || !JB_ROOT_IS_OBJECT(object) ||
+		getKeyJsonValueFromContainer(&object->root, key->val.string.val,
+									 key->val.string.len, &value) == NULL)
+		return;
+	push_text(state, name);
+	accord_jsonb_push(state, WJB_VALUE, &value);
+}
+
+/*
+ * accord.changes(op, payload, before): of each column that the event is about
+ * its value before and after; null when it is about none.
+ */
+Datum
+accord_changes(PG_FUNCTION_ARGS)
+{
+	Jsonb	   *payload = PG_ARGISNULL(1) ? NULL : PG_GETARG_JSONB_P(1);
+	Jsonb	   *before = PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2);
+	char	   *op = PG_ARGISNULL(0) ? "" : text_to_cstring(PG_GETARG_TEXT_PP(0));
+	Jsonb	   *about = payload == NULL || strcmp(op, "update") == 0 ?
+	before : payload;
+	AccordJsonbState state = {0};
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	key;
+
+	if (about == NULL || !JB_ROOT_IS_OBJECT(about) ||
+		JB_ROOT_COUNT(about) == 0)
+		PG_RETURN_NULL();
+	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
+	iterator = JsonbIteratorInit(&about->root);
+	while ((token = JsonbIteratorNext(&iterator, &key, true)) != WJB_DONE)
+	{
+		if (token != WJB_KEY)
+			continue;
+		accord_jsonb_push(&state, WJB_KEY, &key);
+		accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
+		push_side(&state, "new", payload, &key);
+		push_side(&state, "old", before, &key);
+		accord_jsonb_push(&state, WJB_END_OBJECT, NULL);
+	}
+	PG_RETURN_JSONB_P(accord_jsonb_end(&state, WJB_END_OBJECT));
 }

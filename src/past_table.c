@@ -39,14 +39,48 @@
 
 /* ---- the table and the point --------------------------------------------- */
 
-/* Evaluates a query of our own that returns one row; its columns as Datums. */
-static void
-query_row(const char *query, int n, Oid *types, Datum *values,
-		  Datum *result, bool *nulls, int columns)
+/* A query of our own, planned once in a session. */
+typedef struct OwnQuery
 {
-	if (SPI_execute_with_args(query, n, types, values, NULL, true, 1) !=
-		SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "could not execute \"%s\"", query);
+	const char *text;
+	int			n;				/* of its arguments */
+	Oid			types[2];
+	SPIPlanPtr	plan;
+} OwnQuery;
+
+static OwnQuery point_query = {
+	"SELECT accord.point_seq($1)", 1, {TEXTOID}, NULL
+};
+static OwnQuery table_query = {
+	"SELECT id, key_columns, hidden, condition, is_shaped "
+	"FROM accord.history_table($1, $2)", 2, {REGCLASSOID, INT8OID}, NULL
+};
+static OwnQuery shapes_query = {
+	"SELECT seq, ord, names FROM accord.history_shapes($1)", 1, {INT4OID}, NULL
+};
+
+static void
+execute(OwnQuery *query, Datum *values)
+{
+	if (query->plan == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare(query->text, query->n, query->types);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare \"%s\"", query->text);
+		query->plan = plan;
+	}
+	if (SPI_execute_plan(query->plan, values, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not execute \"%s\"", query->text);
+}
+
+/* Evaluates a query that returns one row; its columns as Datums. */
+static void
+query_row(OwnQuery *query, Datum *values, Datum *result, bool *nulls, int columns)
+{
+	execute(query, values);
+	if (SPI_processed != 1)
+		elog(ERROR, "\"%s\" did not return one row", query->text);
 	for (int i = 0; i < columns; i++)
 		result[i] = SPI_getbinval(SPI_tuptable->vals[0],
 								  SPI_tuptable->tupdesc, i + 1, &nulls[i]);
@@ -65,14 +99,12 @@ point_of(FunctionCallInfo fcinfo, int argument, int64 safe)
 		seq = accord_point_at(DatumGetTimestampTz(value));
 	else
 	{
-		Oid			types[] = {TEXTOID};
 		Datum		result;
 
 		if (type == INT8OID)
 			value = CStringGetTextDatum(psprintf(INT64_FORMAT,
 												 DatumGetInt64(value)));
-		query_row("SELECT accord.point_seq($1)", 1, types, &value, &result,
-				  &isnull, 1);
+		query_row(&point_query, &value, &result, &isnull, 1);
 		if (isnull)
 			elog(ERROR, "accord.point_seq() returned null");
 		seq = DatumGetInt64(result);
@@ -137,15 +169,10 @@ set_hidden(AccordPastTable *table, Datum array)
 static void
 set_shapes(AccordPastTable *table, MemoryContext context)
 {
-	Oid			types[] = {INT4OID};
 	Datum		values[] = {Int32GetDatum(table->id)};
 	MemoryContext old;
 
-	if (SPI_execute_with_args("SELECT seq, ord, names "
-							  "FROM accord.history_shapes($1)",
-							  1, types, values, NULL, true, 0) !=
-		SPI_OK_SELECT)
-		elog(ERROR, "could not read the shapes of table %s", table->name);
+	execute(&shapes_query, values);
 	old = MemoryContextSwitchTo(context);
 	table->n_shapes = SPI_processed;
 	table->shapes = palloc0(Max(table->n_shapes, 1) * sizeof(AccordPastShape));
@@ -192,15 +219,12 @@ names_at(AccordPastTable *table, int64 seq, int32 ord)
 static void
 look_up(AccordPastTable *table, int64 seq, MemoryContext context)
 {
-	Oid			types[] = {REGCLASSOID, INT8OID};
 	Datum		values[] = {ObjectIdGetDatum(table->relid), Int64GetDatum(seq)};
 	Datum		result[5];
 	bool		nulls[5];
 	MemoryContext old;
 
-	query_row("SELECT id, key_columns, hidden, condition, is_shaped "
-			  "FROM accord.history_table($1, $2)",
-			  2, types, values, result, nulls, 5);
+	query_row(&table_query, values, result, nulls, 5);
 	old = MemoryContextSwitchTo(context);
 	table->id = DatumGetInt32(result[0]);
 	table->seq = seq;

@@ -6,7 +6,8 @@
  * commit. But commit_log is in the order of its numbers, and its times follow
  * them but for what passes between drawing a number and reading the clock; so
  * a binary search by time over the primary key comes next to the place, and a
- * few rows read from there find it.
+ * few rows read from there find it. Who asks for many places, such as those of
+ * a row's events, asks one reader: it remembers what it has looked at.
  *
  * Invariants: a transaction is found wherever it is, by reading all of its
  * slot if need be. A time is exact unless a writer took more than JITTER from
@@ -37,10 +38,18 @@
 
 #define JITTER (1 * USECS_PER_SEC)
 #define NEAR 32					/* commits before a place that are looked at */
+#define PROBES 8192				/* of a slot's commits that are remembered */
 
 PG_FUNCTION_INFO_V1(accord_seq_at);
 PG_FUNCTION_INFO_V1(accord_seq_of);
 PG_FUNCTION_INFO_V1(accord_oldest_seq);
+
+/* A commit that was looked at. */
+typedef struct Probe
+{
+	int64		seq;
+	TimestampTz at;
+} Probe;
 
 /* A partition of a log, read through its primary key, either way. */
 typedef struct Part
@@ -49,10 +58,10 @@ typedef struct Part
 	Relation	index;
 	IndexScanDesc scan;
 	TupleTableSlot *row;
-	int64		first;			/* of commit_log: the ends of the slot */
-	int64		last;			/* 0: it is empty */
-	TimestampTz first_at;
-	TimestampTz last_at;
+	int64		last;			/* of commit_log; 0: it is empty */
+	Probe	   *probes;			/* of commit_log: from the first to the last */
+	int			n_probes;
+	int			room;
 } Part;
 
 struct AccordPointReader
@@ -99,31 +108,64 @@ next_row(Part *part, bool down)
 							  ForwardScanDirection, part->row);
 }
 
+/* Begins to read the commits whose numbers compare so with this one. */
+static void
+seek_compared(Part *part, StrategyNumber strategy, RegProcedure compare,
+			  int64 seq)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, 1, strategy, compare, Int64GetDatum(seq));
+	index_rescan(part->scan, &key, 1, NULL, 0);
+}
+
 /* Begins to read commits from a number on, or down from it. */
 static void
 seek_commit(Part *part, int64 seq, bool down)
 {
-	ScanKeyData key;
-
-	ScanKeyInit(&key, 1,
-				down ? BTLessEqualStrategyNumber :
-				BTGreaterEqualStrategyNumber,
-				down ? F_INT8LE : F_INT8GE, Int64GetDatum(seq));
-	index_rescan(part->scan, &key, 1, NULL, 0);
+	if (down)
+		seek_compared(part, BTLessEqualStrategyNumber, F_INT8LE, seq);
+	else
+		seek_compared(part, BTGreaterEqualStrategyNumber, F_INT8GE, seq);
 }
 
 /*
  * The first commit from a number on (down: the last up to it); 0 when there is
- * none, else also its time.
+ * none, else also its time. There is nearly always one of that number, which
+ * the index finds without looking at all that follow on its page.
  */
 static int64
 find_commit(Part *part, int64 seq, bool down, TimestampTz *time)
 {
-	seek_commit(part, seq, down);
+	seek_compared(part, BTEqualStrategyNumber, F_INT8EQ, seq);
 	if (!next_row(part, down))
-		return 0;
+	{
+		seek_commit(part, seq, down);
+		if (!next_row(part, down))
+			return 0;
+	}
 	*time = column_int64(part, ACCORD_COMMIT_COMMITTED_AT);
 	return column_int64(part, ACCORD_COMMIT_SEQ);
+}
+
+/* Remembers what was looked at, before the probe of that place. */
+static void
+remember(Part *part, int place, int64 seq, TimestampTz at)
+{
+	if (part->n_probes == PROBES)
+		return;
+	if (part->n_probes == part->room)
+	{
+		part->room = Max(64, 2 * part->room);
+		part->probes = part->probes == NULL ?
+			palloc(part->room * sizeof(Probe)) :
+			repalloc(part->probes, part->room * sizeof(Probe));
+	}
+	memmove(&part->probes[place + 1], &part->probes[place],
+			(part->n_probes - place) * sizeof(Probe));
+	part->probes[place].seq = seq;
+	part->probes[place].at = at;
+	part->n_probes++;
 }
 
 /* The commits of a slot; NULL when there are none. */
@@ -134,11 +176,17 @@ commits_of(AccordPointReader *reader, int slot)
 
 	if (part->heap == NULL)
 	{
+		TimestampTz at;
+		int64		first;
+
 		open_part(part, "commit_log", slot);
-		part->first = find_commit(part, 0, false, &part->first_at);
-		if (part->first > 0)
-			part->last = find_commit(part, PG_INT64_MAX, true,
-									 &part->last_at);
+		first = find_commit(part, 0, false, &at);
+		if (first > 0)
+		{
+			remember(part, 0, first, at);
+			part->last = find_commit(part, PG_INT64_MAX, true, &at);
+			remember(part, 1, part->last, at);
+		}
 	}
 	return part->last > 0 ? part : NULL;
 }
@@ -167,13 +215,26 @@ accord_point_close(AccordPointReader *reader)
 static int64
 search_time(Part *part, TimestampTz time)
 {
-	int64		low = part->first;
-	int64		high = part->last;
+	int			below = 0;		/* the probe that is not later */
+	int			above = part->n_probes - 1; /* ... that is */
+	int64		low;
+	int64		high;
 
-	if (part->first_at > time)
+	if (part->probes[below].at > time)
 		return 0;
-	if (part->last_at <= time)
-		return high;
+	if (part->probes[above].at <= time)
+		return part->last;
+	while (above - below > 1)
+	{
+		int			middle = below + (above - below) / 2;
+
+		if (part->probes[middle].at > time)
+			above = middle;
+		else
+			below = middle;
+	}
+	low = part->probes[below].seq;
+	high = part->probes[above].seq;
 	/* low is not later, and what comes from high on is */
 	while (high - low > 1)
 	{
@@ -181,10 +242,15 @@ search_time(Part *part, TimestampTz time)
 		int64		middle = low + (high - low) / 2;
 		int64		seq = find_commit(part, middle, false, &at);
 
+		if (seq > 0 && seq < high)
+			remember(part, below + 1, seq, at);
 		if (seq == 0 || seq >= high || at > time)
 			high = middle;
 		else
+		{
 			low = seq;
+			below++;
+		}
 	}
 	return low;
 }
@@ -235,8 +301,8 @@ accord_point_oldest(void)
 	{
 		Part	   *part = commits_of(reader, i);
 
-		if (part != NULL && (oldest == 0 || part->first < oldest))
-			oldest = part->first;
+		if (part != NULL && (oldest == 0 || part->probes[0].seq < oldest))
+			oldest = part->probes[0].seq;
 	}
 	accord_point_close(reader);
 	return oldest;
@@ -278,6 +344,14 @@ scan_for(Part *part, int64 seq, bool down, int64 tx_id, int64 limit)
 	return false;
 }
 
+/* Whether the commit that was found last is the one. */
+static bool
+is_at(Part *part, int64 tx_id)
+{
+	return !TTS_EMPTY(part->row) &&
+		column_int64(part, ACCORD_COMMIT_TX_ID) == tx_id;
+}
+
 /*
  * It committed after it had written, so what is looked for comes next after
  * that time, or not much later: tried with the time that is known of one of
@@ -294,10 +368,15 @@ accord_point_commit(AccordPointReader *reader, int slot, int64 tx_id,
 	if (tx_id == accord_log_current_tx(&own_slot) ||
 		(part = commits_of(reader, slot)) == NULL)
 		return NULL;
-	if (written != 0 &&
-		scan_for(part, search_time(part, written) - NEAR, false, tx_id,
-				 4 * NEAR))
+	if (is_at(part, tx_id))
 		return part->row;
+	if (written != 0)
+	{
+		near = search_time(part, written);
+		if (scan_for(part, near, false, tx_id, 3 * NEAR) ||
+			scan_for(part, near - NEAR, false, tx_id, NEAR))
+			return part->row;
+	}
 	if (!last_written(reader, slot, tx_id, &written))
 		return NULL;
 	near = search_time(part, written) - NEAR;

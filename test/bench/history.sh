@@ -37,8 +37,10 @@ SQL
     row "  the last change of all rows and some before, ms" "$(timed "SELECT count(*) FROM accord.as_of(NULL::past, $at)")"
     row "  reading the table as it is, ms" "$(timed 'SELECT count(*) FROM (SELECT t FROM past t OFFSET 0) x')"
     row "row_as_of(), ten changes since, ms" "$(warm "SELECT accord.row_as_of(NULL::past, ${one#*, }, $start)")" '' 1 '<='
-    row "history() of a row, ms" "$(warm "SELECT count(*) FROM accord.history('past', ${one#*, })")"
-    row "blame() of a row, ms" "$(warm "SELECT count(*) FROM accord.blame('past', ${one#*, })")"
+    row "  ... by a time, ms" "$(warm "SELECT accord.row_as_of(NULL::past, ${one#*, }, (SELECT committed_at FROM accord.commit_log WHERE seq = $start))")" '' 1 '<='
+    row "history() of a row, ms" "$(warm "SELECT count(*) FROM accord.history('past', ${one#*, })")" '' 1 '<='
+    row "blame() of a row, ms" "$(warm "SELECT count(*) FROM accord.blame('past', ${one#*, })")" '' 1 '<='
+    row "diff() of a row, ms" "$(warm "SELECT count(*) FROM accord.diff('past', ${one#*, }, $start)")" '' 1 '<='
     row "the change of all rows, ms" "$(psql -XAtq -c '\timing on' -c 'UPDATE past SET price = price * 2' | awk '/^Time:/ {print $2}')"
     row "  revert() of it, dry run, ms" \
         "$(psql -XAtq -c '\timing on' -c 'SELECT count(*) FROM accord.revert(seq => accord.safe_seq(), dry_run => true)' | awk '/^Time:/ {print $2}')"

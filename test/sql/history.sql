@@ -258,9 +258,39 @@ SELECT * FROM accord.as_of(NULL::rate, 'after bob');
 SELECT * FROM accord.row_as_of(NULL::rate, 'r1,2026-12-02', 'after bob');
 RESET ROLE;
 
+-- Places in the log are found whatever lies between them: numbers that were drawn and not used, other rows' commits, several
+-- changes in one.
+CREATE TABLE gap (id integer PRIMARY KEY, n integer);
+SELECT accord.capture('gap') AS gap \gset
+INSERT INTO gap SELECT g, 0 FROM generate_series(1, 3) g;
+DO $$
+BEGIN
+    FOR i IN 1 .. 400 LOOP
+        UPDATE gap SET n = i WHERE id = 1 + i % 2 OR i % 50 = 0;
+        IF i % 7 = 0 THEN
+            UPDATE gap SET n = -i WHERE id = 1;
+        END IF;
+        IF i % 37 = 0 THEN
+            PERFORM nextval('accord.commit_seq') FROM generate_series(1, i / 37 * 9);
+        END IF;
+        COMMIT;
+    END LOOP;
+END
+$$;
+SELECT count(*) AS changes, count(DISTINCT h.seq) AS commits, count(*) FILTER (WHERE h.seq IS DISTINCT FROM c.seq) AS wrong,
+       count(*) FILTER (WHERE h.committed_at IS DISTINCT FROM c.committed_at) AS wrong_times
+FROM generate_series(1, 3) id, accord.history('gap', id) h JOIN accord.commit_log c USING (tx_id);
+SELECT count(*) > 400 AS commits, count(*) FILTER (WHERE accord.seq_of(slot, tx_id) IS DISTINCT FROM seq) AS wrong FROM accord.commit_log;
+SELECT count(*) FILTER (WHERE accord.seq_at(committed_at) IS DISTINCT FROM last) AS wrong
+FROM (SELECT committed_at, max(seq) AS last FROM accord.commit_log GROUP BY committed_at) t;
+-- each state of a row, as it was and by what the log says
+SELECT count(*) AS points, count(*) FILTER (WHERE (accord.row_as_of(NULL::gap, 1, p.seq)).n IS DISTINCT FROM p.n) AS wrong
+FROM (SELECT h.seq, (array_agg((h.changes -> 'n' ->> 'new')::integer ORDER BY h.ord DESC))[1] AS n
+      FROM accord.history('gap', 1) h GROUP BY h.seq) p;
+
 SET client_min_messages = warning;
 DROP OWNED BY regress_history_auditor;
 DROP ROLE regress_history_auditor, regress_history_nobody;
-DROP TABLE rate, thing, chamber, shape, part, late, old;
+DROP TABLE rate, thing, chamber, shape, part, late, old, gap;
 DROP TYPE pair;
 DROP DOMAIN level;
