@@ -33,6 +33,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('%s is not a table', relation),
             HINT = 'Call accord.idempotent() for a table.';
     END IF;
+    IF (SELECT c.relispartition FROM pg_class c WHERE c.oid = relation) THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('%s is a partition', relation),
+            HINT = format('Call accord.idempotent() for the table it belongs to, %s, with all its partitions.',
+                          pg_partition_root(relation));
+    END IF;
     IF coalesce(cardinality(columns), 0) = 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('no columns are given that make the key of a row of %s', relation),
@@ -66,8 +71,11 @@ BEGIN
     PERFORM accord.detach_idempotent(relation);
     SELECT string_agg(quote_literal(a), ', ') INTO arguments
         FROM unnest(ARRAY[scope, on_repeat, cardinality(columns)::text] || columns || coalesce(content, '{}')) a;
-    EXECUTE format('CREATE TRIGGER zz_accord_idempotent BEFORE INSERT ON %s FOR EACH ROW '
-                   'EXECUTE FUNCTION accord.idempotent_insert(%s)', relation, arguments);
+    -- of a partitioned table updates are heard of, too: what they move to another partition is inserted there
+    EXECUTE format('CREATE TRIGGER zz_accord_idempotent BEFORE %s ON %s FOR EACH ROW '
+                   'EXECUTE FUNCTION accord.idempotent_insert(%s)',
+                   CASE (SELECT c.relkind FROM pg_class c WHERE c.oid = relation) WHEN 'p' THEN 'INSERT OR UPDATE'
+                        ELSE 'INSERT' END, relation, arguments);
     INSERT INTO accord.idempotency_scope AS s (scope, retention, description)
         VALUES (scope, "window", format('accord.idempotent() of %s', relation))
         ON CONFLICT ON CONSTRAINT idempotency_scope_pkey DO UPDATE SET retention = excluded.retention;

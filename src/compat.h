@@ -38,6 +38,13 @@
 #define accord_my_proc_number() (MyProc->pgprocno)
 #endif
 
+/* 17 keeps the number of a process's transaction with its virtual id. */
+#if PG_VERSION_NUM >= 170000
+#define accord_my_lxid() (MyProc->vxid.lxid)
+#else
+#define accord_my_lxid() (MyProc->lxid)
+#endif
+
 /* 17 gave wait event sets to resource owners; before, to memory contexts. */
 #if PG_VERSION_NUM >= 170000
 #define accord_create_wait_event_set(n) CreateWaitEventSet(NULL, (n))

@@ -12,14 +12,22 @@
  * long after the row is gone (keys.c). A row with a null among its key columns
  * is not looked at, as by a unique index.
  *
+ * A row that an update moves to another partition is inserted there, which is
+ * no repetition: so the trigger of a partitioned table is fired by updates,
+ * too, and notes a row that is about to leave its partition. The next insert
+ * of that key, within the same level of triggers, is its other half: nothing
+ * but triggers of the row comes between them.
+ *
  * On failure the statement raises, and the transaction decides.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "executor/executor.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "libpq/pqformat.h"
@@ -29,6 +37,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/numeric.h"
+#include "utils/partcache.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -159,7 +168,9 @@ column_text(TriggerData *trigger, const char *name)
 						name, RelationGetRelationName(trigger->tg_relation)),
 				 errhint("Call accord.idempotent() again with the columns that "
 						 "the table has now.")));
-	value = heap_getattr(trigger->tg_trigtuple, column, desc, &isnull);
+	value = heap_getattr(TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
+						 trigger->tg_newtuple : trigger->tg_trigtuple, column,
+						 desc, &isnull);
 	return isnull ? NULL :
 		stable_text(TupleDescAttr(desc, column - 1)->atttypid, value);
 }
@@ -222,7 +233,107 @@ judge_repetition(TriggerData *trigger, const char *key, bool same,
 						 "still there.")));
 }
 
-/* The trigger: BEFORE INSERT, for each row. */
+/* ---- rows that move ------------------------------------------------------ */
+
+/* The key of a row that the update under way takes to another partition. */
+typedef struct Leaving
+{
+	LocalTransactionId transaction;
+	SubTransactionId subtransaction;
+	int			depth;			/* of triggers */
+	uint8		key[ACCORD_FINGERPRINT_LENGTH];
+} Leaving;
+
+static Leaving leaving;
+
+static void
+describe_leaving(TriggerData *trigger, const char *key, Leaving *row)
+{
+	const char *scope = trigger->tg_trigger->tgargs[ARGUMENT_SCOPE];
+	char	   *content = psprintf("%zu:%s%s", strlen(scope), scope, key);
+
+	memset(row, 0, sizeof(Leaving));
+	row->transaction = accord_my_lxid();
+	row->subtransaction = GetCurrentSubTransactionId();
+	row->depth = DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0));
+	accord_keys_fingerprint(content, strlen(content), row->key);
+}
+
+/* Whether the row, as it is to be, is none of this partition's. */
+static bool
+leaves_partition(TriggerData *trigger)
+{
+	Relation	rel = trigger->tg_relation;
+	EState	   *estate;
+	TupleTableSlot *row;
+	bool		leaves;
+
+	if (!rel->rd_rel->relispartition)
+		return false;
+	estate = CreateExecutorState();
+	row = MakeSingleTupleTableSlot(RelationGetDescr(rel), &TTSOpsHeapTuple);
+	ExecStoreHeapTuple(trigger->tg_newtuple, row, false);
+	GetPerTupleExprContext(estate)->ecxt_scantuple = row;
+	leaves = !ExecCheck(ExecPrepareCheck(RelationGetPartitionQual(rel), estate),
+						GetPerTupleExprContext(estate));
+	ExecDropSingleTupleTableSlot(row);
+	FreeExecutorState(estate);
+	return leaves;
+}
+
+/* The key of the row to be written; NULL: one of its columns is null. */
+static char *
+written_key(TriggerData *trigger)
+{
+	return row_key(trigger, pg_strtoint32(trigger->tg_trigger->tgargs[ARGUMENT_KEYS]));
+}
+
+static void
+note_leaving(TriggerData *trigger)
+{
+	char	   *key = written_key(trigger);
+
+	leaving.transaction = InvalidLocalTransactionId;
+	if (key != NULL && leaves_partition(trigger))
+		describe_leaving(trigger, key, &leaving);
+}
+
+/* Whether the row that is inserted has just left another partition. */
+static bool
+has_moved(TriggerData *trigger, const char *key)
+{
+	Leaving		row;
+
+	if (leaving.transaction == InvalidLocalTransactionId)
+		return false;
+	describe_leaving(trigger, key, &row);
+	if (memcmp(&row, &leaving, sizeof(Leaving)) != 0)
+		return false;
+	leaving.transaction = InvalidLocalTransactionId;
+	return true;
+}
+
+/*
+ * A table that became a partition after it got its trigger does not hear of
+ * what leaves other partitions: that must not be discarded.
+ */
+static void
+refuse_in_partition(TriggerData *trigger, const char *key)
+{
+	Relation	rel = trigger->tg_relation;
+
+	if (!rel->rd_rel->relispartition || trigger->tg_trigger->tgisclone)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_UNIQUE_VIOLATION),
+			 errmsg("key \"%s\" was used for a row of table \"%s\" before, "
+					"which is a partition now", key,
+					RelationGetRelationName(rel)),
+			 errhint("Call accord.idempotent() for the table that it is a "
+					 "partition of, and accord.not_idempotent() for it.")));
+}
+
+/* The trigger: BEFORE INSERT, of a partitioned table also UPDATE, for each row. */
 Datum
 accord_idempotent_insert(PG_FUNCTION_ARGS)
 {
@@ -237,16 +348,21 @@ accord_idempotent_insert(PG_FUNCTION_ARGS)
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
 		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
-		!TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ||
+		TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
 		trigger->tg_trigger->tgnargs <= ARGUMENT_COLUMNS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("accord.idempotent_insert() was not called by a trigger "
 						"of accord.idempotent()"),
 				 errhint("Call accord.idempotent() for the table.")));
+	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+	{
+		note_leaving(trigger);
+		return PointerGetDatum(trigger->tg_newtuple);
+	}
 	n = pg_strtoint32(trigger->tg_trigger->tgargs[ARGUMENT_KEYS]);
 	key = row_key(trigger, n);
-	if (key == NULL)
+	if (key == NULL || has_moved(trigger, key))
 		return PointerGetDatum(trigger->tg_trigtuple);
 	row_fingerprint(trigger, ARGUMENT_COLUMNS + n, ours.fingerprint);
 
@@ -262,6 +378,7 @@ accord_idempotent_insert(PG_FUNCTION_ARGS)
 	judge_repetition(trigger, key,
 					 memcmp(entry.fingerprint, ours.fingerprint,
 							ACCORD_FINGERPRINT_LENGTH) == 0, entry.at);
+	refuse_in_partition(trigger, key);
 	return PointerGetDatum(NULL);
 }
 

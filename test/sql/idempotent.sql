@@ -126,6 +126,55 @@ INSERT INTO ip.own VALUES (1), (1);
 SELECT accord.once('ip', 'mine', NULL, 'SELECT count(*) FROM ip.payment');
 RESET ROLE;
 
+-- Partitions: one key for all of them, those to come included; a row that an update moves is not a repetition.
+CREATE TABLE ip.parted (id integer, region text, amount integer, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+CREATE TABLE ip.parted_a PARTITION OF ip.parted FOR VALUES IN ('a');
+CREATE TABLE ip.parted_b (region text NOT NULL, gone integer, amount integer, id integer NOT NULL);
+ALTER TABLE ip.parted_b DROP COLUMN gone;
+ALTER TABLE ip.parted ATTACH PARTITION ip.parted_b FOR VALUES IN ('b');
+SELECT regexp_replace(accord.idempotent('ip.parted', '{id}'), '\d+$', 'OID') AS scope;
+CREATE TABLE ip.parted_c PARTITION OF ip.parted FOR VALUES IN ('c');
+\set QUIET off
+INSERT INTO ip.parted VALUES (1, 'a', 1), (2, 'a', 1), (1, 'b', 1), (3, 'c', 1);
+INSERT INTO ip.parted_b (id, region) VALUES (2, 'b');
+UPDATE ip.parted SET region = CASE id WHEN 1 THEN 'b' WHEN 2 THEN 'c' ELSE 'a' END;
+UPDATE ip.parted SET region = 'b', amount = amount + 1;
+UPDATE ip.parted SET amount = amount + 1;
+WITH u AS (UPDATE ip.parted SET amount = amount + 1 WHERE id = 1) INSERT INTO ip.parted VALUES (1, 'a', 9);
+WITH u AS (UPDATE ip.parted SET region = 'a' WHERE id = 1) INSERT INTO ip.parted VALUES (1, 'c', 9), (2, 'c', 9);
+MERGE INTO ip.parted p USING (VALUES (1), (3), (4)) v (id) ON p.id = v.id
+    WHEN MATCHED THEN UPDATE SET region = 'c' WHEN NOT MATCHED THEN INSERT VALUES (v.id, 'a', 1);
+\set QUIET on
+SELECT tableoid::regclass, * FROM ip.parted ORDER BY id;
+-- What happens between the halves of a move does not matter.
+CREATE FUNCTION ip.between() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO ip.parted VALUES (1, 'a', 1), (2, 'c', 1), (5, 'a', 1) ON CONFLICT DO NOTHING;
+    IF TG_OP = 'DELETE' THEN RETURN OLD; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER between_delete BEFORE DELETE ON ip.parted FOR EACH ROW EXECUTE FUNCTION ip.between();
+UPDATE ip.parted SET region = 'a' WHERE id IN (1, 2, 3);
+SELECT tableoid::regclass, * FROM ip.parted ORDER BY id;
+DROP TRIGGER between_delete ON ip.parted;
+-- One that is detached keeps no trigger; a partition has none of its own.
+ALTER TABLE ip.parted DETACH PARTITION ip.parted_c;
+\set QUIET off
+INSERT INTO ip.parted_c VALUES (1, 'c', 1);
+\set QUIET on
+SELECT accord.idempotent('ip.parted_a', '{id}');
+-- One that had its own before it was attached does not hear of what leaves the others: it refuses, rather than lose a row.
+CREATE TABLE ip.parted_d (id integer, region text, amount integer, PRIMARY KEY (id, region));
+CREATE TABLE ip.late (id integer, region text, amount integer, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+SELECT accord.idempotent('ip.parted_d', '{id}') IS NOT NULL AS attached;
+ALTER TABLE ip.late ATTACH PARTITION ip.parted_d FOR VALUES IN ('d');
+CREATE TABLE ip.late_e PARTITION OF ip.late FOR VALUES IN ('e');
+INSERT INTO ip.late VALUES (1, 'd', 1);
+UPDATE ip.late SET region = 'e';
+UPDATE ip.late SET region = 'd';
+SELECT * FROM ip.late;
+SELECT accord.not_idempotent('ip.parted');
+
 -- accord.once(): the first does the work, the others get its result, whatever has become of it.
 CREATE TABLE ip.charge (id integer GENERATED ALWAYS AS IDENTITY, amount numeric);
 PREPARE charge(text, jsonb) AS
