@@ -18,6 +18,7 @@
 #include "catalog/namespace.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
@@ -29,6 +30,16 @@
 
 #define MAX_EVENT_ID 1000		/* bytes */
 #define MILLISECONDS_FROM 1e11	/* seconds of the year 5138 */
+#define MAX_QUOTED 60			/* bytes of a value that an error tells */
+
+/* A member whose value may be none of its type, for name_member(). */
+typedef struct Unreadable
+{
+	const char *member;
+	JsonbValue *value;
+	const char *what;			/* it should be */
+	const char *hint;
+} Unreadable;
 
 static const char *const members[] = {
 	[ACCORD_MESSAGE_EVENT_ID] = "event_id",
@@ -90,8 +101,36 @@ to_double(Numeric number)
 											  NumericGetDatum(number)));
 }
 
+/* The beginning of a value, for an error. */
+static char *
+quoted(JsonbValue *value)
+{
+	char	   *text = accord_json_text(value);
+	int			len = strlen(text);
+
+	text[pg_mbcliplen(text, len, MAX_QUOTED)] = '\0';
+	return text;
+}
+
+/*
+ * The types' own messages tell the text alone. A callback may not tell more
+ * than that another message goes instead; what has nothing to do with the
+ * text, such as a cancellation, stays as it is.
+ */
+static void
+name_member(void *arg)
+{
+	const Unreadable *given = arg;
+
+	if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+		return;
+	errmsg("%s \"%s\" of a message is not %s", given->member,
+		   quoted(given->value), given->what);
+	errhint("%s", given->hint);
+}
+
 static TimestampTz
-parse_time(JsonbValue *value)
+read_time(JsonbValue *value)
 {
 	char	   *string;
 
@@ -111,8 +150,31 @@ parse_time(JsonbValue *value)
 												   Int32GetDatum(-1)));
 }
 
+static TimestampTz
+parse_time(JsonbValue *value)
+{
+	Unreadable	given = {
+		.member = "occurred_at",
+		.value = value,
+		.what = "a time",
+		.hint = "Give a timestamp, such as 2026-05-01T12:00:00Z, or the "
+		"seconds or milliseconds since 1970."
+	};
+	ErrorContextCallback callback = {
+		.previous = error_context_stack,
+		.callback = name_member,
+		.arg = &given
+	};
+	TimestampTz time;
+
+	error_context_stack = &callback;
+	time = read_time(value);
+	error_context_stack = callback.previous;
+	return time;
+}
+
 static Numeric
-parse_revision(JsonbValue *value)
+read_revision(JsonbValue *value)
 {
 	if (value->type == jbvNumeric)
 		return value->val.numeric;
@@ -120,6 +182,28 @@ parse_revision(JsonbValue *value)
 											   CStringGetDatum(accord_json_text(value)),
 											   ObjectIdGetDatum(InvalidOid),
 											   Int32GetDatum(-1)));
+}
+
+static Numeric
+parse_revision(JsonbValue *value)
+{
+	Unreadable	given = {
+		.member = "revision",
+		.value = value,
+		.what = "a number",
+		.hint = "Give what its sender numbers the versions of a thing by."
+	};
+	ErrorContextCallback callback = {
+		.previous = error_context_stack,
+		.callback = name_member,
+		.arg = &given
+	};
+	Numeric		revision;
+
+	error_context_stack = &callback;
+	revision = read_revision(value);
+	error_context_stack = callback.previous;
+	return revision;
 }
 
 static Oid

@@ -217,6 +217,10 @@ SELECT accord.receive_batch('rv.ota', '{}');
 SELECT accord.receive_batch('rv.ota', '[1]');
 SELECT accord.receive_batch('rv.ota', '[{"event_id": "1", "tpoic": "x"}]');
 SELECT accord.receive_batch('rv.ota', '[{"event_id": "1", "topic": "rv.x", "occurred_at": "soon"}]');
+SELECT accord.receive_batch('rv.ota', '[{"event_id": "1", "topic": "rv.x", "occurred_at": 1e300}]');
+SELECT accord.receive_batch('rv.ota', '[{"event_id": "1", "topic": "rv.x", "occurred_at": "2026-02-30"}]');
+SELECT accord.receive_batch('rv.ota', jsonb_build_array(jsonb_build_object('event_id', '1', 'topic', 'rv.x', 'revision', repeat('ä', 100))));
+SELECT accord.receive_batch('rv.ota', '[{"event_id": "1", "topic": "rv.x", "revision": {"n": 1}}]');
 
 -- What arrives at a managed table is looked at in the same way.
 \pset format unaligned

@@ -7,7 +7,7 @@ use warnings FATAL => 'all';
 
 use Accord;
 use Certificates;
-use JSON::PP qw(encode_json);
+use JSON::PP qw(decode_json encode_json);
 use MIME::Base64;
 use Servers;
 use Test::More;
@@ -95,6 +95,7 @@ sub told
         WHERE channel = '$name' AND attempt = 1}); }, "an attempt of $name");
     return $row;
 }
+sub secured { return map { decode_json($_) } split /\n/, file('secure.log'); }
 sub http { return 'http://by-proxy.test:' . $stub->port; }
 sub https { return 'https://by-proxy.test:' . $secure->port; }
 
@@ -121,6 +122,16 @@ for my $kind (sort keys %certified)
     }
 }
 like($server{socks4a}->output, qr/^'' by-proxy\.test \d+ granted$/m, 'a name is told as such');
+
+# Connections are kept, so that what comes below about other passwords means something.
+for my $kind ('https', 'socks5h')
+{
+    events($node, { topic => "$kind-https", key => 'again' });
+    wait_for_rows($node, "SELECT outcome FROM accord.attempt WHERE channel = '$kind-https' AND key = 'again'", 'delivered');
+}
+my %kept;
+push @{ $kept{ $_->{path} } }, $_->{connection} for grep { $_->{path} =~ /-https$/ } secured();
+ok(@$_ == 2 && $_->[0] == $_->[1], 'a connection is kept') for @kept{ '/https-https', '/socks5h-https' };
 
 # A token is fetched the same way.
 $stub->script([ { match => { path_regex => '^/token' }, do => { body => { access_token => 'Access-Token-4', expires_in => 600 } } } ]);
