@@ -5,7 +5,8 @@
  * from the file that ACCORD_RESOLVER names, anew at each call: lines of a name
  * and one answer for each time it is asked, the last of them for ever; several
  * addresses of one answer are separated by commas. "echo.test 127.0.0.1
- * 127.0.0.2" is a name that is bound again.
+ * 127.0.0.2" is a name that is bound again. Who asks for each family of
+ * addresses by itself, as newer versions of libcurl do, has asked once.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,7 +20,7 @@ typedef int (*Resolver) (const char *, const char *, const struct addrinfo *,
 
 /* Takes the answer whose turn it is out of the line; it is marked as given. */
 static char *
-take_answer(const char *name, char *line)
+take_answer(const char *name, char *line, int family)
 {
 	char		path[4096];
 	char	   *answer = NULL;
@@ -27,7 +28,8 @@ take_answer(const char *name, char *line)
 	int			turn = 0;
 	FILE	   *file;
 
-	snprintf(path, sizeof(path), "%s.%s", getenv("ACCORD_RESOLVER"), name);
+	snprintf(path, sizeof(path), "%s.%s.%d", getenv("ACCORD_RESOLVER"), name,
+			 family);
 	file = fopen(path, "a+");
 	if (file == NULL)
 		return NULL;
@@ -66,7 +68,7 @@ getaddrinfo(const char *node, const char *service,
 	file = fopen(getenv("ACCORD_RESOLVER"), "r");
 	while (file != NULL && answer == NULL && fgets(line, sizeof(line), file))
 		if (strncmp(line, node, len) == 0 && line[len] == ' ')
-			answer = take_answer(node, line);
+			answer = take_answer(node, line, hints ? hints->ai_family : 0);
 	if (file != NULL)
 		fclose(file);
 	*result = NULL;
@@ -74,7 +76,7 @@ getaddrinfo(const char *node, const char *service,
 		 address != NULL; address = strtok_r(NULL, ",", &save))
 	{
 		if (real(address, service, hints, end) != 0)
-			return EAI_FAIL;
+			*end = NULL;		/* of another family */
 		while (*end != NULL)
 			end = &(*end)->ai_next;
 	}

@@ -159,6 +159,7 @@ my $proxy = 'http://127.0.0.1:' . $listen->sockport;
 my $pid = fork;
 if ($pid == 0)
 {
+    $SIG{__DIE__} = sub { POSIX::_exit(1) };       # what runs at this process' end is the test's
     # CONNECT, and absolute URLs; 407 without the password; notes what it was asked
     my $parent = getppid;
     $SIG{CHLD} = 'IGNORE';

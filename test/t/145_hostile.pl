@@ -71,6 +71,7 @@ my $server = fork;
 die "could not fork: $!" unless defined $server;
 if ($server == 0)
 {
+    $SIG{__DIE__} = sub { POSIX::_exit(1) };       # what runs at this process' end is the test's
     $SIG{PIPE} = 'IGNORE';
     $SIG{CHLD} = 'IGNORE';
     my $parent = getppid;
