@@ -48,7 +48,7 @@ static void
 content_fingerprint(const Datum *values, const bool *nulls, uint8 *fingerprint)
 {
 	StringInfoData content;
-	Relation	rel = table_open(accord_db_relid("event_log"), NoLock);
+	Relation	rel = table_open(accord_db_relid("event_log"), AccessShareLock);
 
 	initStringInfo(&content);
 	for (int i = 0; i < lengthof(content_columns); i++)
@@ -66,7 +66,7 @@ content_fingerprint(const Datum *values, const bool *nulls, uint8 *fingerprint)
 						   values[column - 1]);
 		appendStringInfo(&content, "%zu:%s;", strlen(text), text);
 	}
-	table_close(rel, NoLock);
+	table_close(rel, AccessShareLock);
 	accord_keys_fingerprint(content.data, content.len, fingerprint);
 	pfree(content.data);
 }

@@ -245,7 +245,7 @@ static void
 leave_row(AccordKeys *keys, int number)
 {
 	ExecClearTuple(keys->slots[number].row);
-	index_rescan(keys->slots[number].scan, NULL, 0, NULL, 0);
+	index_rescan(keys->slots[number].scan, NULL, 2, NULL, 0);
 }
 
 /*
