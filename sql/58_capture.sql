@@ -62,12 +62,20 @@ END
 $$;
 COMMENT ON FUNCTION accord.captured_id(regclass) IS 'the number of a table in the log (accord.captured.id), null when it was never captured';
 
+-- The table that has the triggers of a number. Citus gives those of a distributed table to its shards, too, under other names.
+CREATE FUNCTION accord.capture_holder(id integer) RETURNS regclass
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+    SELECT t.tgrelid FROM pg_trigger t
+    WHERE t.tgfoid = 'accord.capture_row'::regproc AND t.tgparentid = 0
+      AND t.tgname ~ '^0_accord_capture(_[a-z]+)?$'
+      AND split_part(encode(t.tgargs, 'escape'), '\000', 1) = capture_holder.id::text LIMIT 1
+$$;
+COMMENT ON FUNCTION accord.capture_holder(integer) IS 'internal: the table that is captured under a number; null: there is none';
+
 CREATE FUNCTION accord.captured_relation(id integer) RETURNS regclass
     LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(
-        (SELECT t.tgrelid FROM pg_trigger t
-         WHERE t.tgfoid = 'accord.capture_row'::regproc AND t.tgparentid = 0
-           AND split_part(encode(t.tgargs, 'escape'), '\000', 1) = captured_relation.id::text LIMIT 1),
+        accord.capture_holder(captured_relation.id),
         (SELECT r.oid FROM accord.captured c
          JOIN pg_class r ON r.relname = c.table_name JOIN pg_namespace n ON n.oid = r.relnamespace
          WHERE c.id = captured_relation.id AND n.nspname = c.schema_name AND c.released_at IS NOT NULL))::regclass
@@ -102,6 +110,9 @@ BEGIN
     ELSIF r.relispartition THEN
         complaint := 'is a partition';
         hint := format('Capture the table it belongs to, %s, with all its partitions.', pg_partition_root(relation));
+    ELSIF accord.citus_kind(relation) = 'reference' THEN
+        complaint := 'is a reference table';
+        hint := 'Every node has its rows, and would send them; INSERT INTO accord.outbox what channels are to know.';
     ELSE
         RETURN;
     END IF;
@@ -208,6 +219,18 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION accord.capture_attach(regclass, integer, text, text) IS 'internal: makes the triggers of a captured table';
+
+-- All of these are there, and enabled: they need not be made anew, which would wait for whoever reads the table.
+CREATE FUNCTION accord.capture_attached(relation regclass, conditional boolean) RETURNS boolean
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT (SELECT count(*) FROM pg_trigger g
+            WHERE g.tgrelid = relation AND g.tgfoid = 'accord.capture_row'::regproc AND g.tgenabled = 'O')
+           = CASE WHEN conditional THEN 5 ELSE 1 END
+       AND NOT EXISTS (SELECT FROM accord.capture_tree(relation) r
+                       WHERE NOT EXISTS (SELECT FROM pg_trigger g
+                                         WHERE g.tgrelid = r AND g.tgfoid = 'accord.capture_truncate'::regproc AND g.tgenabled = 'O'))
+$$;
+COMMENT ON FUNCTION accord.capture_attached(regclass, boolean) IS 'internal: whether a captured table has all its triggers';
 
 -- Where in the commit order a table's capture, as it is now, begins: an event gives this transaction a place there.
 CREATE FUNCTION accord.capture_begin(table_id integer) RETURNS void
@@ -327,9 +350,7 @@ DECLARE
     version integer;
 BEGIN
     UPDATE accord.captured c SET released_at = now()
-    WHERE c.id = ANY (dropped) AND c.released_at IS NULL
-      AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgfoid = 'accord.capture_row'::regproc
-                      AND split_part(encode(g.tgargs, 'escape'), '\000', 1) = c.id::text);
+    WHERE c.id = ANY (dropped) AND c.released_at IS NULL AND accord.capture_holder(c.id) IS NULL;
     FOR t IN SELECT c.id, c.schema_name, c.table_name, r.oid::regclass AS relation, r.relname, n.nspname
              FROM accord.captured c CROSS JOIN LATERAL accord.captured_relation(c.id) g
              JOIN pg_class r ON r.oid = g JOIN pg_namespace n ON n.oid = r.relnamespace
@@ -356,6 +377,14 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION accord.capture_follow(integer[]) IS 'internal: called after DDL; tables may have been renamed, altered, dropped, or got new partitions';
+
+-- Somebody else has made it: Citus on its workers, or a restore.
+CREATE FUNCTION accord.capture_made(id integer) RETURNS void
+    LANGUAGE sql VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE accord.captured c SET released_at = NULL
+    WHERE c.id = capture_made.id AND c.released_at IS NOT NULL AND accord.capture_holder(c.id) IS NOT NULL
+$$;
+COMMENT ON FUNCTION accord.capture_made(integer) IS 'internal: called after a trigger of a captured table was made other than by accord.capture()';
 
 CREATE FUNCTION accord.capture_table(relation regclass, topic text, key_columns text[], columns text[], excluded text[],
                                      condition text, old_condition text, new_condition text, account_column text,
@@ -391,6 +420,11 @@ BEGIN
             MESSAGE = format('on_truncate "%s" of captured table %s is not known', on_truncate, relation),
             HINT = 'Use events or refuse.';
     END IF;
+    IF on_truncate <> 'refuse' AND accord.citus_kind(relation) = 'distributed' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('on_truncate "%s" is not possible for distributed table %s', on_truncate, relation),
+            DETAIL = 'Citus truncates its shards without their triggers.', HINT = 'Use on_truncate => ''refuse''.';
+    END IF;
     PERFORM accord.capture_check_columns(relation, key_columns || columns || excluded || account_columns);
     IF excluded && (key_columns || account_columns) THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -398,12 +432,10 @@ BEGIN
             HINT = 'Leave the columns of the key, and that of the account, out of excluded.';
     END IF;
 
-    table_id := coalesce(accord.captured_id(relation), nextval('accord.captured_id_seq'));
+    table_id := coalesce(accord.captured_id(relation), accord.citus_number(relation), nextval('accord.captured_id_seq'));
     SELECT (c.key_columns, c.columns, c.excluded, c.condition) IS NOT DISTINCT FROM
            (key_columns, columns, excluded, condition) INTO is_same
     FROM accord.captured c WHERE c.id = table_id AND c.released_at IS NULL;
-    PERFORM accord.capture_detach(relation);
-    PERFORM accord.capture_attach(relation, table_id, old_condition, new_condition);
     UPDATE accord.captured c
     SET schema_name = named.schema_name, table_name = named.table_name, topic = capture_table.topic,
         key_columns = capture_table.key_columns, columns = capture_table.columns,
@@ -416,6 +448,11 @@ BEGIN
                                           account_column, on_truncate)
             VALUES (table_id, named.schema_name, named.table_name, topic, key_columns, columns, excluded, condition,
                     account_column, on_truncate);
+    END IF;
+    PERFORM accord.citus_tell(table_id, relation);
+    IF is_same IS NOT TRUE OR NOT accord.capture_attached(relation, condition IS NOT NULL) THEN
+        PERFORM accord.capture_detach(relation);
+        PERFORM accord.capture_attach(relation, table_id, old_condition, new_condition);
     END IF;
     PERFORM accord.shape_record(table_id, relation);
     IF is_same IS NOT TRUE THEN
@@ -520,6 +557,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('table %s is not captured', relation),
             HINT = 'Call accord.capture() first: what changes meanwhile must be known.';
+    END IF;
+    IF accord.citus_kind(relation) IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('cannot write the rows of %s that were there before: they are in shards', relation),
+            HINT = 'INSERT INTO accord.outbox, on the nodes of the shards, what channels are to know of them.';
     END IF;
     IF max < 1 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',

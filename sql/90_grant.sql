@@ -84,7 +84,8 @@ BEGIN
     EXECUTE format('GRANT SELECT ON accord.claims, accord.claim_resource TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.captured, accord.captured_shape, accord.captured_baseline TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.row_key(text[]), accord.captured_id(regclass), '
-                   'accord.captured_relation(integer), accord.reshape(jsonb, integer, bigint, integer) TO %s', role);
+                   'accord.captured_relation(integer), accord.reshape(jsonb, integer, bigint, integer), '
+                   'accord.capture_holder(integer), accord.citus_kind(regclass), accord.citus_check_past(regclass) TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.mark_log, accord.marks TO %s', role);
     EXECUTE format('GRANT SELECT ON accord.progress, accord.replay_job, accord.replay_log TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION accord.as_of(anyelement, text), accord.as_of(anyelement, timestamptz), '

@@ -326,6 +326,26 @@ accord_captured_follow(bool concerned)
 				  NULL);
 }
 
+/*
+ * A trigger was made, not by us: if it is one of ours, made by Citus on a
+ * worker, or by a restore, its table is captured again.
+ */
+void
+accord_captured_note_made(Node *stmt)
+{
+	CreateTrigStmt *trigger = (CreateTrigStmt *) stmt;
+	Oid			type = INT4OID;
+	Datum		id;
+
+	if (!IsA(stmt, CreateTrigStmt) || at_work > 0 || creating_extension ||
+		IsBinaryUpgrade || trigger->args == NIL ||
+		strcmp(strVal(llast(trigger->funcname)), "capture_row") != 0 ||
+		!OidIsValid(accord_db_relid_if_any("captured")))
+		return;
+	id = Int32GetDatum(atoi(strVal(linitial(trigger->args))));
+	call_as_owner("SELECT accord.capture_made($1)", 1, &type, &id, NULL);
+}
+
 /* A trigger is about to be dropped: is it one of ours? */
 void
 accord_captured_note_drop(Oid trigger)

@@ -17,6 +17,9 @@ extern bool accord_captured_concerns(Node *stmt);
  */
 extern void accord_captured_follow(bool concerned);
 
+/* After a statement that may have made a trigger. */
+extern void accord_captured_note_made(Node *stmt);
+
 /* A trigger is about to be dropped. */
 extern void accord_captured_note_drop(Oid trigger);
 

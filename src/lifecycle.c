@@ -254,6 +254,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 			accord_captured_follow(true);
 		process_next(pstmt, query_string, read_only_tree, context, params,
 					 query_env, dest, completion);
+		accord_captured_note_made(pstmt->utilityStmt);
 		accord_captured_follow(concerned);
 		return;
 	}

@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "funcapi.h"
@@ -57,6 +58,9 @@ static OwnQuery table_query = {
 };
 static OwnQuery shapes_query = {
 	"SELECT seq, ord, names FROM accord.history_shapes($1)", 1, {INT4OID}, NULL
+};
+static OwnQuery citus_query = {
+	"SELECT accord.citus_check_past($1)", 1, {REGCLASSOID}, NULL
 };
 
 static void
@@ -261,6 +265,17 @@ check_readable(AccordPastTable *table)
 						 "table's owner.")));
 }
 
+/* With Citus, a table may be less than all of its rows. */
+static void
+check_whole(AccordPastTable *table)
+{
+	Datum		relation = ObjectIdGetDatum(table->relid);
+
+	if (OidIsValid(get_relname_relid("pg_dist_partition",
+									 PG_CATALOG_NAMESPACE)))
+		execute(&citus_query, &relation);
+}
+
 void
 accord_past_begin(FunctionCallInfo fcinfo, AccordPastTable *table, int point)
 {
@@ -289,6 +304,7 @@ accord_past_begin(FunctionCallInfo fcinfo, AccordPastTable *table, int point)
 	safe = accord_log_safe_seq();
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
+	check_whole(table);
 	look_up(table, point_of(fcinfo, point, safe), context);
 }
 

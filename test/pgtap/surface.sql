@@ -541,7 +541,7 @@ CREATE TEMPORARY VIEW auditor_may (name, privilege) AS
     UNION ALL SELECT unnest(ARRAY['watch', 'bar', 'report', 'report_text', 'report_number', 'report_table', 'report_ceiling', 'report_plot',
                                   'report_span', 'report_style', 'report_attempts', 'report_waiting', 'report_conflicts', 'report_tables']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['endpoint_counters', 'database_counters', 'latency_bounds']), 'EXECUTE'
-    UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'reshape']), 'EXECUTE'
+    UNION ALL SELECT unnest(ARRAY['row_key', 'captured_id', 'captured_relation', 'capture_holder', 'reshape', 'citus_kind', 'citus_check_past']), 'EXECUTE'
     UNION ALL SELECT unnest(ARRAY['mark_log', 'marks']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['progress', 'replay_job', 'replay_log']), 'SELECT'
     UNION ALL SELECT unnest(ARRAY['reconciliation', 'reconcile_job', 'reconcile_item', 'drift']), 'SELECT'
