@@ -214,12 +214,17 @@ CREATE FUNCTION accord.history(relation regclass, key anycompatible,
 DECLARE
     number integer := (SELECT h.id FROM accord.history_table(history.relation) h);
 BEGIN
+    -- before the delete of a row that ceased to meet the condition it is said what it became
     RETURN QUERY
     SELECT e.seq, e.committed_at, CASE WHEN e.op = 'insert' AND e.before = '{}' THEN 'baseline' ELSE e.op END,
-           accord.changes(e.op, e.payload, e.before), e.actor, e.reason,
+           accord.changes(e.op, CASE WHEN e.op = 'delete' AND e.last_op = 'event' THEN nullif(e.last_payload, '{}')
+                                     ELSE e.payload END, e.before), e.actor, e.reason,
            pg_get_userbyid(e.role)::text, e.source, e.correlation_id, e.application_name, e.client_addr, e.tx_id, e.ord,
            e.event_id
-    FROM accord.row_events(number, accord.key_of(history.key)) e
+    FROM (SELECT r.*, first_value(r.op) OVER w AS last_op, first_value(r.payload) OVER w AS last_payload
+          FROM accord.row_events(number, accord.key_of(history.key)) r
+          WINDOW w AS (PARTITION BY r.tx_id ORDER BY r.ord RANGE BETWEEN 1 PRECEDING AND 1 PRECEDING)) e
+    WHERE e.op <> 'event'
     ORDER BY e.seq, e.ord;
 END
 $$;

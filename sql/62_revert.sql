@@ -94,25 +94,55 @@ CREATE FUNCTION accord.revert_steps(seqs bigint[], source text, table_id integer
 DECLARE
     steps jsonb[];
 BEGIN
-    WITH RECURSIVE event AS MATERIALIZED (
-        SELECT e.table_id, e.key, e.seq, e.ord,
-               -- An insert that says what the row was, and is not the second half of a change of the key: an update made
-               -- the row meet the table's condition.
-               CASE WHEN e.op = 'insert' AND e.before IS NOT NULL
-                         AND (lag(e.ord) OVER w = e.ord - 1 AND lag(e.op) OVER w = 'delete'
-                              AND lag(e.before) OVER w = e.payload || e.before) IS NOT TRUE THEN 'update' ELSE e.op END AS op,
-               -- as columns are called now
+    WITH RECURSIVE logged AS MATERIALIZED (
+        -- as columns are called now
+        SELECT e.table_id, e.key, e.seq, e.ord, e.op,
                CASE WHEN s.table_id IS NULL THEN e.payload ELSE accord.reshape(e.payload, e.table_id, e.seq, e.ord) END AS payload,
-               CASE WHEN s.table_id IS NULL THEN e.before ELSE accord.reshape(e.before, e.table_id, e.seq, e.ord) END AS before,
-               CASE WHEN e.op = 'insert' AND e.before IS NOT NULL
-                         AND lag(e.ord) OVER w = e.ord - 1 AND lag(e.op) OVER w = 'delete'
-                         AND lag(e.key) OVER w <> e.key THEN lag(e.key) OVER w END AS moved_from
+               CASE WHEN s.table_id IS NULL THEN e.before ELSE accord.reshape(e.before, e.table_id, e.seq, e.ord) END AS before
         FROM accord.commit_events(seqs) e
         LEFT JOIN (SELECT DISTINCT c.table_id FROM accord.captured_shape c WHERE c.version > 1) s ON s.table_id = e.table_id
-        WHERE e.op <> 'event' AND e.key IS NOT NULL AND NOT (e.op = 'insert' AND e.before IS NOT NULL AND e.before = '{}')
+        WHERE e.key IS NOT NULL AND NOT (e.op = 'insert' AND e.before IS NOT NULL AND e.before = '{}')
           AND (revert_steps.source IS NULL OR e.source = revert_steps.source)
-          AND (revert_steps.table_id IS NULL OR e.table_id = revert_steps.table_id)
-        WINDOW w AS (PARTITION BY e.table_id, e.seq ORDER BY e.ord)),
+          AND (revert_steps.table_id IS NULL OR e.table_id = revert_steps.table_id)),
+    beside AS MATERIALIZED (
+        -- with what was written right before
+        SELECT l.*, first_value(l.op) OVER w AS last_op, first_value(l.key) OVER w AS last_key,
+               first_value(l.payload) OVER w AS last_payload, first_value(l.before) OVER w AS last_before
+        FROM logged l
+        WINDOW w AS (PARTITION BY l.table_id, l.seq ORDER BY l.ord RANGE BETWEEN 1 PRECEDING AND 1 PRECEDING)),
+    turned AS MATERIALIZED (
+        -- An insert that says what the row was, and is not the second half of a change of the key: an update made the row
+        -- meet the table's condition. A delete before which is said what the row became: an update made it cease to.
+        SELECT b.*, t.is_turned, t.is_left,
+               CASE WHEN t.is_left THEN b.before || b.last_payload ELSE b.payload END AS new,
+               CASE WHEN t.is_left THEN b.before WHEN t.is_turned THEN b.payload || b.before END AS old,
+               CASE WHEN t.is_left THEN (SELECT coalesce(jsonb_object_agg(k, b.before -> k), '{}')
+                                         FROM jsonb_object_keys(b.last_payload) k) ELSE b.before END AS changed,
+               -- the one that it has, or had, where it does not meet it
+               CASE WHEN t.is_turned THEN
+                   accord.row_key(VARIADIC ARRAY(SELECT (CASE WHEN t.is_left THEN b.before || b.last_payload
+                                                              ELSE b.payload || b.before END) ->> u.name
+                                                 FROM unnest(c.key_columns) WITH ORDINALITY u (name, place) ORDER BY u.place))
+               END AS other_key
+        FROM beside b JOIN accord.captured c ON c.id = b.table_id
+        CROSS JOIN LATERAL (SELECT i.is_left, i.is_left OR b.op = 'insert' AND b.before IS NOT NULL
+                                       AND (b.last_op = 'delete' AND b.last_before = b.payload || b.before) IS NOT TRUE AS is_turned
+                            FROM (SELECT (b.op = 'delete' AND b.last_op = 'event' AND b.last_key = b.key
+                                          AND b.last_payload IS NOT NULL) IS TRUE AS is_left) i) t
+        WHERE b.op <> 'event'),
+    event AS MATERIALIZED (
+        SELECT t.table_id, t.key, t.seq, t.ord, CASE WHEN t.is_turned THEN 'update' ELSE t.op END AS op, t.new AS payload,
+               t.changed AS before, CASE WHEN t.op = 'insert' AND t.before IS NOT NULL AND t.last_op = 'delete'
+                                              AND t.last_key <> t.key THEN t.last_key END AS moved_from
+        FROM turned t WHERE NOT t.is_turned OR t.other_key = t.key
+        UNION ALL
+        -- with a change of the key it is the two halves of one
+        SELECT t.table_id, CASE WHEN t.is_left THEN t.key ELSE t.other_key END, t.seq, t.ord, 'delete', NULL, t.old, NULL
+        FROM turned t WHERE t.is_turned AND t.other_key <> t.key
+        UNION ALL
+        SELECT t.table_id, CASE WHEN t.is_left THEN t.other_key ELSE t.key END, t.seq, t.ord, 'insert', t.new, t.changed,
+               CASE WHEN t.is_left THEN t.key ELSE t.other_key END
+        FROM turned t WHERE t.is_turned AND t.other_key <> t.key),
     grouped AS MATERIALIZED (
         SELECT e.table_id, e.key, count(*) AS n, array_agg(e.op ORDER BY e.seq, e.ord) AS ops,
                array_agg(e.payload ORDER BY e.seq, e.ord) AS payloads, array_agg(e.before ORDER BY e.seq, e.ord) AS befores,
@@ -324,7 +354,9 @@ BEGIN
         kept := d.kept;
         op := CASE WHEN d.target IS NOT NULL THEN
                   jsonb_build_object('r', target_table::oid, 'a', d.action, 'k', keys[i], 't', d.target) END;
-        why := CASE WHEN d.kept IS NOT NULL THEN
+        why := CASE WHEN d.kept IS NOT NULL AND new IS NULL AND known.condition IS NOT NULL THEN
+                   'the row is there again, or has left the capture''s condition: the log does not say what it became'
+               WHEN d.kept IS NOT NULL THEN
                    d.why || coalesce(accord.revert_since(table_id, step ->> 'key', seqs,
                                                          ARRAY(SELECT jsonb_object_keys(d.kept))), ', by nothing that was captured')
                WHEN d.action = 'insert' AND known.hidden <> '{}' THEN

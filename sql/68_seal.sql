@@ -233,7 +233,7 @@ BEGIN
             MESSAGE = format('event %s cannot be erased without a reason', event_id),
             HINT = 'Give the reason; it is kept in place of what is erased.';
     END IF;
-    SELECT e.slot, e.tx_id, e.ord, e.idempotency_key, c.seq, e.erased IS NOT NULL AS is_erased INTO place
+    SELECT e.slot, e.tx_id, e.ord, e.op, e.table_id, e.key, e.idempotency_key, c.seq, e.erased IS NOT NULL AS is_erased INTO place
     FROM accord.event_log e
     JOIN accord.commit_log c ON c.slot = e.slot AND c.tx_id = e.tx_id
     WHERE e.event_id = erase.event_id;
@@ -252,6 +252,12 @@ BEGIN
     PERFORM accord.erase_event(place.slot, place.tx_id, place.ord, place.seq);
     -- A fingerprint of what little can be guessed gives it away.
     UPDATE accord.idempotency_key k SET fingerprint = '' WHERE k.scope = 'outbox' AND k.key = place.idempotency_key;
+    -- What was said beside it of the same row.
+    IF place.op = 'delete' THEN
+        PERFORM accord.erase(e.event_id, reason) FROM accord.event_log e
+        WHERE e.slot = place.slot AND e.tx_id = place.tx_id AND e.ord = place.ord - 1 AND e.topic = 'accord.left'
+          AND e.table_id = place.table_id AND e.key = place.key;
+    END IF;
     RETURN true;
 END
 $$;

@@ -308,10 +308,14 @@ capture_delete(const AccordCapture *capture, TupleTableSlot *row)
 	accord_rowevent_append(capture, ACCORD_ROW_DELETE, &image, NULL);
 }
 
-/* A change of a row, whatever statement made it; NULL: there was, or is, none. */
+/*
+ * A change of a row, whatever statement made it; NULL: there was, or is, none.
+ * left: what an update made of a row that does not meet the condition now.
+ */
 static void
 capture_change(const AccordCapture *capture, TupleTableSlot *old_row,
-			   TupleTableSlot *new_row, TupleTableSlot *entered)
+			   TupleTableSlot *new_row, TupleTableSlot *entered,
+			   TupleTableSlot *left)
 {
 	if (moved != NULL && !(old_row == NULL && takes_place_of_moved(capture)) &&
 		moved->depth == trigger_depth())
@@ -322,6 +326,8 @@ capture_change(const AccordCapture *capture, TupleTableSlot *old_row,
 	{
 		if (is_moved(old_row))
 			keep_moved(capture, old_row);
+		else if (left != NULL)
+			accord_rowevent_leave(capture, old_row, left);
 		else
 			capture_delete(capture, old_row);
 	}
@@ -337,6 +343,7 @@ accord_capture_row(PG_FUNCTION_ARGS)
 	TupleTableSlot *old_row;
 	TupleTableSlot *new_row;
 	TupleTableSlot *entered;
+	TupleTableSlot *left;
 	AccordCapture *capture;
 	bool		nests;
 
@@ -351,18 +358,19 @@ accord_capture_row(PG_FUNCTION_ARGS)
 				 errhint("Call accord.capture() to have a table captured.")));
 	capture = find_capture(data, &nests);
 	entered = has_part(data->tg_trigger, "enter") ? data->tg_trigslot : NULL;
+	left = has_part(data->tg_trigger, "leave") ? data->tg_newslot : NULL;
 	old_row = TRIGGER_FIRED_BY_INSERT(data->tg_event) || entered != NULL ?
 		NULL : data->tg_trigslot;
 	new_row = TRIGGER_FIRED_BY_INSERT(data->tg_event) ? data->tg_trigslot :
-		TRIGGER_FIRED_BY_DELETE(data->tg_event) ||
-		has_part(data->tg_trigger, "leave") ? NULL : data->tg_newslot;
+		TRIGGER_FIRED_BY_DELETE(data->tg_event) || left != NULL ?
+		NULL : data->tg_newslot;
 	if (nests)
 	{
 		if (accord_nest_is_early(data->tg_relation, old_row))
 			return PointerGetDatum(NULL);
 		new_row = accord_nest_latest(data->tg_relation, new_row);
 	}
-	capture_change(capture, old_row, new_row, entered);
+	capture_change(capture, old_row, new_row, entered, left);
 	if (new_row != NULL && new_row != data->tg_trigslot &&
 		new_row != data->tg_newslot)
 		ExecDropSingleTupleTableSlot(new_row);

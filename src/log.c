@@ -196,11 +196,20 @@ accord_log_captured_since(int64 count, int table_id, pg_uuid_t *event_id)
 	return true;
 }
 
+/* Whether it tells of a row's change, not what else is known of the table. */
+static bool
+is_change(const Datum *values, const bool *nulls)
+{
+	text	   *op = DatumGetTextPP(values[ACCORD_EVENT_OP - 1]);
+
+	return !nulls[ACCORD_EVENT_TABLE_ID - 1] && VARDATA_ANY(op)[0] != 'e';
+}
+
 /* Notes an event of a captured table, for whoever caused it. */
 static void
 note_captured(const Datum *values, const bool *nulls)
 {
-	if (nulls[ACCORD_EVENT_TABLE_ID - 1])
+	if (!is_change(values, nulls))
 		return;
 	captured.count++;
 	accord_counter_note(ACCORD_COUNTER_CAPTURED, 1);

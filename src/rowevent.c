@@ -11,6 +11,10 @@
  *   - A row that an update made meet the condition is an insert, and `before`
  *     what the columns that changed, and those of the key, were: so it is
  *     never empty, and told from the insert of a new row.
+ *   - A row that an update made cease to meet it is a delete, like one that
+ *     is gone. What its columns became by that is told by an event right
+ *     before, under a topic of ours, so that no channel gets it: without it
+ *     the update could not be undone.
  *   - An update that changes none of the captured columns is no event.
  *   - An update that changes the key, or the account, is two: the delete of
  *     the old one and the insert of the new one, in this order, next to each
@@ -398,6 +402,46 @@ accord_rowevent_enter(const AccordCapture *capture, TupleTableSlot *old_row,
 								old_row->tts_isnull, told);
 	accord_rowevent_image(capture, new_row, &image);
 	accord_rowevent_append(capture, ACCORD_ROW_INSERT, &image, before);
+}
+
+/* Tells, for those who undo, what an update made of a row's columns. */
+static void
+append_left(const AccordCapture *capture, const AccordRowImage *row,
+			Jsonb *became)
+{
+	Datum		values[ACCORD_EVENT_COLUMNS];
+	bool		nulls[ACCORD_EVENT_COLUMNS];
+
+	memset(nulls, true, sizeof(nulls));
+#define SET(column, value) \
+	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
+	SET(ACCORD_EVENT_TABLE_ID, Int32GetDatum(capture->id));
+	SET(ACCORD_EVENT_TOPIC, CStringGetTextDatum(ACCORD_TOPIC_LEFT));
+	SET(ACCORD_EVENT_OP, CStringGetTextDatum("event"));
+	SET(ACCORD_EVENT_PAYLOAD, JsonbPGetDatum(became));
+	if (row->key != NULL)
+		SET(ACCORD_EVENT_KEY, CStringGetTextDatum(row->key));
+#undef SET
+	accord_log_append(values, nulls);
+}
+
+void
+accord_rowevent_leave(const AccordCapture *capture, TupleTableSlot *old_row,
+					  TupleTableSlot *new_row)
+{
+	bool		changed[MaxTupleAttributeNumber];
+	AccordRowImage image;
+
+	slot_getallattrs(old_row);
+	slot_getallattrs(new_row);
+	(void) accord_image_compare(capture->image, old_row->tts_values,
+								old_row->tts_isnull, new_row->tts_values,
+								new_row->tts_isnull, changed);
+	accord_rowevent_image(capture, old_row, &image);
+	append_left(capture, &image,
+				accord_image_build(capture->image, new_row->tts_values,
+								   new_row->tts_isnull, changed));
+	accord_rowevent_append(capture, ACCORD_ROW_DELETE, &image, NULL);
 }
 
 static bool

@@ -10,6 +10,9 @@
 #include "executor/tuptable.h"
 #include "utils/jsonb.h"
 
+/* The topic of events that say what an update made of a row that left. */
+#define ACCORD_TOPIC_LEFT "accord.left"
+
 /* How the rows of one captured table become events. */
 typedef struct AccordCapture AccordCapture;
 
@@ -56,6 +59,14 @@ extern void accord_rowevent_update(const AccordCapture *capture,
 
 /* An update by which the row came to meet the table's condition: an insert. */
 extern void accord_rowevent_enter(const AccordCapture *capture,
+								  TupleTableSlot *old_row,
+								  TupleTableSlot *new_row);
+
+/*
+ * An update by which the row ceased to meet it: a delete, and before it an
+ * event for nobody, which says what became of the row.
+ */
+extern void accord_rowevent_leave(const AccordCapture *capture,
 								  TupleTableSlot *old_row,
 								  TupleTableSlot *new_row);
 

@@ -13,7 +13,8 @@ CREATE FUNCTION pg_temp.undo(seq bigint, mode text DEFAULT 'merge', OUT row_key 
 $$;
 CREATE FUNCTION pg_temp.told(since bigint) RETURNS TABLE (ord integer, op text, key text, payload jsonb, before jsonb)
     LANGUAGE sql AS $$
-    SELECT e.ord, e.op, e.key, e.payload, e.before FROM accord.read(since) e WHERE e.table_id IS NOT NULL
+    SELECT e.ord, CASE WHEN e.topic = 'accord.left' THEN 'left' ELSE e.op END, e.key, e.payload, e.before
+    FROM accord.read(since) e WHERE e.table_id IS NOT NULL
 $$;
 INSERT INTO offer VALUES (1, 'attic', 80, 'draft', 'a'), (2, 'cellar', 40, 'open', 'b'), (3, 'garden', 60, 'draft', 'c');
 
@@ -26,12 +27,66 @@ SELECT op, changes FROM accord.history('offer', 1);
 SELECT * FROM accord.as_of(NULL::offer, :before) ORDER BY id;
 SELECT * FROM pg_temp.undo(:entered);
 SELECT * FROM offer ORDER BY id;
--- which is a delete in the log: what the row became is not there
+-- which is a delete in the log, after what the row became; so that can be undone as well
 SELECT accord.safe_seq() AS undone \gset
 SELECT * FROM pg_temp.told(:entered);
+SELECT op, changes FROM accord.history('offer', 1);
+SELECT row_key, action, changes, status, why FROM accord.revert(seq => :undone, dry_run => true);
 SELECT * FROM pg_temp.undo(:undone);
-SELECT * FROM pg_temp.undo(:undone, 'force');
 SELECT * FROM offer ORDER BY id;
+
+-- It ceased to meet it: what that changed is put back, if it was not changed since, though nobody saw that; or if it is
+-- forced. What it did not change is left alone.
+UPDATE offer SET status = 'sold', price = 90 WHERE id = 1;
+SELECT accord.safe_seq() AS gone \gset
+SELECT * FROM accord.as_of(NULL::offer, :gone) ORDER BY id;
+UPDATE offer SET price = 91, name = 'loft' WHERE id = 1;
+SELECT * FROM pg_temp.undo(:gone);
+SELECT * FROM offer WHERE id = 1;
+SELECT * FROM pg_temp.undo(:gone, 'force');
+SELECT * FROM offer WHERE id = 1;
+-- it was deleted since, which nobody saw either
+UPDATE offer SET status = 'sold' WHERE id = 1;
+SELECT accord.safe_seq() AS gone \gset
+DELETE FROM offer WHERE id = 1;
+SELECT * FROM pg_temp.undo(:gone);
+SELECT * FROM pg_temp.undo(:gone, 'force');
+SELECT * FROM offer WHERE id = 1;
+-- it ceased to meet it by its key
+UPDATE offer SET id = 101, price = 95 WHERE id = 1;
+SELECT accord.safe_seq() AS gone \gset
+SELECT * FROM pg_temp.told(:gone - 1);
+SELECT * FROM pg_temp.undo(:gone);
+SELECT * FROM offer WHERE name = 'loft';
+-- several rows, one there and back, in one transaction
+BEGIN;
+UPDATE offer SET status = 'sold', price = price + 1 WHERE id IN (1, 2);
+UPDATE offer SET status = 'open' WHERE id = 1;
+UPDATE offer SET price = price + 1 WHERE id = 1;
+UPDATE offer SET status = 'shut' WHERE id = 1;
+COMMIT;
+SELECT accord.safe_seq() AS gone \gset
+SELECT * FROM pg_temp.told(:gone - 1);
+SELECT * FROM pg_temp.undo(:gone);
+SELECT * FROM offer WHERE id IN (1, 2) ORDER BY id;
+SELECT * FROM pg_temp.undo(accord.safe_seq());
+SELECT * FROM offer WHERE id IN (1, 2) ORDER BY id;
+SELECT * FROM pg_temp.undo(accord.safe_seq());
+SELECT * FROM offer WHERE id IN (1, 2) ORDER BY id;
+-- what it became is erased with it; where the log does not say that, it says so
+UPDATE offer SET status = 'sold', price = 7 WHERE id = 2;
+SELECT accord.safe_seq() AS gone \gset
+SELECT accord.erase(event_id, 'to see') FROM accord.read(:gone - 1) WHERE topic = 'accord.left';
+SELECT * FROM pg_temp.undo(:gone);
+SELECT accord.erase(h.event_id, 'asked to') FROM accord.history('offer', 2) h WHERE h.seq = :gone;
+UPDATE offer SET status = 'open' WHERE id = 2;
+UPDATE offer SET status = 'sold' WHERE id = 2;
+SELECT accord.safe_seq() AS gone \gset
+SELECT accord.erase(h.event_id, 'asked to') FROM accord.history('offer', 2) h WHERE h.seq = :gone;
+SELECT topic, payload, before, erased IS NOT NULL AS erased FROM accord.event_log JOIN accord.commit_log USING (slot, tx_id)
+WHERE seq = :gone ORDER BY ord;
+SELECT * FROM accord.verify(:gone);
+UPDATE offer SET status = 'open' WHERE id = 2;
 
 -- What was changed since is kept, the rest put back.
 UPDATE offer SET status = 'open', price = 65 WHERE id = 3;

@@ -4,6 +4,8 @@
 #   - to revert the last commit gives the state before it, and to revert that the state after it;
 #   - to revert everything after a point gives the state at the point;
 #   - a dry run tells the same and changes nothing.
+# And, over a table that is captured with a condition: the same of rows that come to meet it and cease to, by their values
+# or their keys. (What happens to a row while it does not meet it is not in the log, so nothing of the kind is done to any.)
 # ACCORD_SEED repeats a run.
 use strict;
 use warnings FATAL => 'all';
@@ -270,6 +272,101 @@ BEGIN
         COMMIT;
     END LOOP;
 END $$;
+
+-- A table of which rows are captured that are open and have a key below 50. No transaction takes a row that does not meet
+-- that to another state, or none, in which it does not: neither that nor its undoing would be captured. So rows are made
+-- and deleted by some; by others they cease to meet the condition first, and come to meet it then.
+CREATE TABLE p.offer (id integer PRIMARY KEY, a integer, b text, open boolean NOT NULL);
+CREATE FUNCTION p.offer_statement(kind text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    few text := format('AND id %% %s = %s', 1 + p.dice(4), p.dice(2));
+BEGIN
+    IF kind = 'growing' AND p.chance(0.6) THEN
+        RETURN format('INSERT INTO p.offer VALUES (%s, %s, %L, true)', 1 + p.dice(20), p.dice(9), 'b' || p.dice(5));
+    ELSIF kind = 'growing' AND p.chance(0.5) THEN
+        RETURN 'DELETE FROM p.offer WHERE open AND id < 50 AND id % 3 = 0 ' || few;
+    ELSIF kind = 'growing' OR p.chance(0.2) THEN
+        RETURN format('UPDATE p.offer SET a = %s WHERE open AND id < 50 %s', p.dice(9), few);
+    END IF;
+    IF kind = 'leaving' THEN
+        RETURN (ARRAY[format('UPDATE p.offer SET open = false, a = %s WHERE open AND id < 50 %s', p.dice(9), few),
+                      format('UPDATE p.offer SET id = id + 40, a = %s WHERE open AND id < 50 %s', p.dice(9), few),
+                      format('UPDATE p.offer SET id = id + 1 WHERE open AND id < 50 %s', few),
+                      format('UPDATE p.offer SET open = false, id = id + 3 WHERE open AND id < 50 %s', few)])[1 + p.dice(4)];
+    END IF;
+    RETURN (ARRAY[format('UPDATE p.offer SET open = true, b = %L WHERE NOT open AND id < 50 %s', 'b' || p.dice(5), few),
+                  format('UPDATE p.offer SET id = id - 40 WHERE open AND id >= 50 %s', few),
+                  format('UPDATE p.offer SET open = true, id = id - 3 WHERE NOT open AND id BETWEEN 4 AND 52 %s', few)])[1 + p.dice(3)];
+END $$;
+-- Whether it was one that makes and deletes rows.
+CREATE FUNCTION p.offer_transaction() RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    is_growing boolean := p.chance(0.35) OR (SELECT count(*) FROM p.offer) < 6;
+    n integer := 1 + p.dice(5);
+    n_leaving integer := p.dice(n + 1);
+BEGIN
+    FOR i IN 1 .. n LOOP
+        BEGIN
+            EXECUTE p.offer_statement(CASE WHEN is_growing THEN 'growing' WHEN i <= n_leaving THEN 'leaving' ELSE 'entering' END);
+        EXCEPTION WHEN integrity_constraint_violation THEN
+            NULL;
+        END;
+    END LOOP;
+    RETURN is_growing;
+END $$;
+CREATE FUNCTION p.offers() RETURNS jsonb LANGUAGE sql AS $$ SELECT to_jsonb(string_agg(o::text, ' ' ORDER BY o::text)) FROM p.offer o $$;
+
+CREATE PROCEDURE p.run_condition(round integer, seed float8, n integer) LANGUAGE plpgsql AS $$
+DECLARE
+    before jsonb;
+    after jsonb;
+    last bigint;
+    seen bigint;
+    grew boolean;
+    plan jsonb;
+    dry jsonb;
+    m record;
+BEGIN
+    PERFORM setseed(seed);
+    DROP TABLE IF EXISTS p.offer;
+    TRUNCATE p.state_log;
+    CREATE TABLE p.offer (id integer PRIMARY KEY, a integer, b text, open boolean NOT NULL);
+    PERFORM accord.capture('p.offer', condition => 'open AND id < 50');
+    COMMIT;
+    FOR i IN 1 .. n LOOP
+        before := p.offers();
+        seen := accord.safe_seq();
+        grew := p.offer_transaction();
+        COMMIT;
+        last := accord.safe_seq();
+        after := p.offers();
+        INSERT INTO p.state_log SELECT last, to_jsonb(string_agg(o::text, ' ' ORDER BY o::text)) FROM p.offer o WHERE open AND id < 50
+            ON CONFLICT DO NOTHING;
+        COMMIT;
+        CONTINUE WHEN p.chance(0.3) OR last = seen;
+        SELECT jsonb_agg(r) INTO dry FROM accord.revert(seq => last, dry_run => true) r;
+        COMMIT;
+        PERFORM p.expect(round, last, 'a dry run changes nothing', p.offers(), after);
+        SELECT jsonb_agg(r) INTO plan FROM accord.revert(seq => last) r;
+        COMMIT;
+        PERFORM p.expect(round, last, 'a dry run tells the same', dry, plan);
+        PERFORM p.expect(round, last, 'reverted, nothing had met the condition, or had ceased to', p.offers(), before, p.plan_text(plan));
+        COMMIT;
+        -- Where a row took the key of one that had left, those are deleted and made anew; what left is not captured.
+        IF accord.safe_seq() > last AND (grew OR NOT jsonb_path_exists(plan, '$[*] ? (@.action != "update")')) THEN
+            last := accord.safe_seq();
+            SELECT jsonb_agg(r) INTO plan FROM accord.revert(seq => last) r;
+            COMMIT;
+            PERFORM p.expect(round, last, 'reverted again, it had', p.offers(), after, p.plan_text(plan));
+            COMMIT;
+        END IF;
+    END LOOP;
+    FOR m IN SELECT * FROM p.state_log ORDER BY 1 LOOP
+        PERFORM p.expect(round, m.seq, 'the past is what met the condition', to_jsonb(string_agg(o::text, ' ' ORDER BY o::text)), m.state)
+        FROM accord.as_of(NULL::p.offer, m.seq) o;
+    END LOOP;
+    COMMIT;
+END $$;
 SQL
 
 my $begin = time;
@@ -278,6 +375,7 @@ for my $round (1 .. $rounds)
 {
     my $at = (($seed * 7919 + $round * 104729) % 1000003) / 1000003;
     run_sql("CALL p.run($round, $at, 25)");
+    run_sql("CALL p.run_condition($round, $at, 15)");
     $done++;
     last if time - $begin > 20 && $round >= 2;
 }
@@ -290,5 +388,5 @@ for my $line (split /\n/, run_sql('SELECT what, n FROM p.tally ORDER BY 1'))
 }
 diag "seed $seed: " . run_sql(q{SELECT format('round %s, commit %s: %s', round, seq, what) || E'\n' || detail
     FROM p.failure ORDER BY round, seq LIMIT 3}) if run_sql('SELECT count(*) FROM p.failure') > 0;
-cmp_ok(run_sql('SELECT count(*) FROM p.tally'), '>=', 7, 'everything was looked at');
+cmp_ok(run_sql('SELECT count(*) FROM p.tally'), '>=', 10, 'everything was looked at');
 done_testing();
