@@ -172,13 +172,29 @@ END
 $$;
 COMMENT ON FUNCTION accord.require_table_owner(regclass) IS 'internal: raises unless the session''s user owns the table';
 
+-- The table and its partitions: TRUNCATE can name each of them, and its triggers are not inherited.
+CREATE FUNCTION accord.managed_tree(relation regclass) RETURNS SETOF regclass
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT relation UNION SELECT t.relid FROM pg_partition_tree(relation) t
+$$;
+COMMENT ON FUNCTION accord.managed_tree(regclass) IS 'internal: a managed table and its partitions';
+
+CREATE FUNCTION accord.managed_attach(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('CREATE TRIGGER "00_accord_agree_truncate" BEFORE TRUNCATE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION accord.agree_truncate()', relation);
+END
+$$;
+COMMENT ON FUNCTION accord.managed_attach(regclass) IS 'internal: makes the trigger of a managed table, or of its partition, that TRUNCATE fires';
+
 CREATE FUNCTION accord.manage(relation regclass, key_columns text[] DEFAULT NULL) RETURNS integer
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     columns text[] := key_columns;
     result integer;
-    is_table boolean := (SELECT c.relkind = 'r' AND NOT c.relispartition AND c.relpersistence = 'p'
+    is_table boolean := (SELECT c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
                                 AND c.relnamespace <> 'accord'::regnamespace
                          FROM pg_class c WHERE c.oid = relation);
 BEGIN
@@ -196,14 +212,16 @@ BEGIN
     IF is_table IS NOT TRUE THEN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
             MESSAGE = format('%s is not a table that can be managed', relation),
-            HINT = 'Give an ordinary, logged table that is not a partition.';
+            HINT = CASE WHEN (SELECT c.relispartition FROM pg_class c WHERE c.oid = relation)
+                THEN format('Manage the table it belongs to, %s, with all its partitions.', pg_partition_root(relation))
+                ELSE 'Give an ordinary, logged table, or a partitioned one.' END;
     END IF;
     IF columns IS NULL THEN
         SELECT array_agg(a.attname::text ORDER BY k.place) INTO columns
         FROM pg_index i
         CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY k (attnum, place)
         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-        WHERE i.indrelid = relation AND i.indisprimary;
+        WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts;
     ELSIF NOT EXISTS (
         SELECT FROM pg_index i
         WHERE i.indrelid = relation AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL
@@ -226,13 +244,20 @@ BEGIN
                    'FOR EACH ROW EXECUTE FUNCTION accord.agree_after()', relation);
     EXECUTE format('CREATE TRIGGER zz_accord_agree_before BEFORE INSERT OR UPDATE ON %s '
                    'FOR EACH ROW EXECUTE FUNCTION accord.agree_before()', relation);
-    EXECUTE format('CREATE TRIGGER "00_accord_agree_truncate" BEFORE TRUNCATE ON %s '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION accord.agree_truncate()', relation);
+    PERFORM accord.managed_attach(t) FROM accord.managed_tree(relation) t;
     PERFORM accord.control_append('accord.manage', jsonb_build_object('relation', relation, 'key_columns', columns));
     RETURN result;
 END
 $$;
 COMMENT ON FUNCTION accord.manage(regclass, text[]) IS 'has the changes of a table merged, from accord.receive() and the application''s own: every write is stamped from now on. The key is the primary key, or the columns of another unique index. Returns the table''s number';
+
+CREATE FUNCTION accord.managed_detach(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('DROP TRIGGER IF EXISTS "00_accord_agree_truncate" ON %s', relation);
+END
+$$;
+COMMENT ON FUNCTION accord.managed_detach(regclass) IS 'internal: removes that trigger';
 
 CREATE FUNCTION accord.unmanage(relation regclass) RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -246,9 +271,9 @@ BEGIN
         RETURN;
     END IF;
     DELETE FROM accord.row_state s WHERE s.managed = number;
+    PERFORM accord.managed_detach(t) FROM accord.managed_tree(relation) t;
     EXECUTE format('DROP TRIGGER IF EXISTS "00_accord_agree" ON %s', relation);
     EXECUTE format('DROP TRIGGER IF EXISTS zz_accord_agree_before ON %s', relation);
-    EXECUTE format('DROP TRIGGER IF EXISTS "00_accord_agree_truncate" ON %s', relation);
     PERFORM accord.control_append('accord.unmanage', jsonb_build_object('relation', relation));
 END
 $$;
@@ -264,9 +289,16 @@ BEGIN
         DELETE FROM accord.row_state s WHERE s.managed = gone.id;
         PERFORM accord.control_append('accord.unmanage', jsonb_build_object('relation', gone.relation));
     END LOOP;
+    -- The row triggers come to a partition with it, and go: that of TRUNCATE follows them.
+    PERFORM accord.managed_detach(t.tgrelid) FROM pg_trigger t
+    WHERE t.tgfoid = 'accord.agree_truncate'::regproc AND NOT EXISTS (
+        SELECT FROM pg_trigger g WHERE g.tgrelid = t.tgrelid AND g.tgfoid = 'accord.agree_after'::regproc);
+    PERFORM accord.managed_attach(g.tgrelid) FROM pg_trigger g
+    WHERE g.tgfoid = 'accord.agree_after'::regproc AND g.tgparentid <> 0 AND NOT EXISTS (
+        SELECT FROM pg_trigger t WHERE t.tgrelid = g.tgrelid AND t.tgfoid = 'accord.agree_truncate'::regproc);
 END
 $$;
-COMMENT ON FUNCTION accord.managed_follow() IS 'internal: called after DDL; managed tables may have been dropped';
+COMMENT ON FUNCTION accord.managed_follow() IS 'internal: called after DDL; managed tables may have been dropped, may have got partitions, or lost some';
 
 CREATE FUNCTION accord.add_policy(relation regclass, column_name text, strategy text, options jsonb, reason text)
     RETURNS integer

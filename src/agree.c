@@ -24,20 +24,25 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
-#include "executor/spi.h"
+#include "executor/executor.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "accord.h"
 #include "clock.h"
+#include "compat.h"
 #include "guc.h"
 #include "kept.h"
 #include "ledger.h"
+#include "partition.h"
 #include "rowkey.h"
 #include "store.h"
 
@@ -45,7 +50,16 @@ PG_FUNCTION_INFO_V1(accord_agree_before);
 PG_FUNCTION_INFO_V1(accord_agree_after);
 PG_FUNCTION_INFO_V1(accord_agree_truncate);
 
-/* A row at hand, taken apart. */
+/* The table at hand, which may be a partition of the managed one. */
+typedef struct Table
+{
+	Relation	rel;
+	AccordManaged *managed;
+	const AttrNumber *columns;	/* where the managed one's are; see
+								 * partition.h */
+} Table;
+
+/* A row at hand, taken apart: its columns are those of the managed table. */
 typedef struct Row
 {
 	AccordManaged *managed;
@@ -130,17 +144,42 @@ unreduced(const AccordManaged *managed, const char *key, int column,
 	return result;
 }
 
+/* The row's columns as the managed table has them. */
 static void
-take_apart(AccordManaged *managed, Relation rel, HeapTuple tuple, Row *row)
+read_columns(const Table *table, HeapTuple tuple, Row *row)
 {
+	int			natts = table->managed->natts;
+	TupleDesc	desc = RelationGetDescr(table->rel);
+	Datum	   *values = palloc(Max(natts, desc->natts) * sizeof(Datum));
+	bool	   *nulls = palloc(Max(natts, desc->natts) * sizeof(bool));
+
+	heap_deform_tuple(tuple, desc, values, nulls);
+	row->values = values;
+	row->nulls = nulls;
+	if (table->columns == NULL)
+		return;
+	row->values = palloc0(natts * sizeof(Datum));
+	row->nulls = palloc(natts * sizeof(bool));
+	for (int i = 0; i < natts; i++)
+	{
+		int			at = table->columns[i] - 1;
+
+		row->nulls[i] = at < 0 || nulls[at];
+		if (!row->nulls[i])
+			row->values[i] = values[at];
+	}
+}
+
+static void
+take_apart(const Table *table, HeapTuple tuple, Row *row)
+{
+	AccordManaged *managed = table->managed;
 	bool	   *wanted = palloc0(managed->n_columns * sizeof(bool));
 	char	   *parts[INDEX_MAX_KEYS];
 	Jsonb	   *image;
 
 	row->managed = managed;
-	row->values = palloc(managed->natts * sizeof(Datum));
-	row->nulls = palloc(managed->natts * sizeof(bool));
-	heap_deform_tuple(tuple, RelationGetDescr(rel), row->values, row->nulls);
+	read_columns(table, tuple, row);
 	for (int i = 0; i < managed->n_keys; i++)
 		wanted[managed->columns[managed->keys[i]].image_index] = true;
 	image = accord_image_build(managed->image, row->values, row->nulls,
@@ -330,11 +369,35 @@ take_up(AccordManaged *managed, const AccordKept *kept, Jsonb *old_image)
 	return entity;
 }
 
+/* The row with some of the managed table's columns replaced. */
 static HeapTuple
-judge_row(AccordManaged *managed, Relation rel, HeapTuple old_tuple,
-		  HeapTuple new_tuple)
+replace_columns(const Table *table, HeapTuple tuple, const Row *row,
+				const bool *replaced)
 {
+	TupleDesc	desc = RelationGetDescr(table->rel);
+	Datum	   *values = palloc0(desc->natts * sizeof(Datum));
+	bool	   *nulls = palloc0(desc->natts * sizeof(bool));
+	bool	   *replace = palloc0(desc->natts * sizeof(bool));
+
+	for (int i = 0; i < table->managed->natts; i++)
+	{
+		int			at = table->columns == NULL ? i : table->columns[i] - 1;
+
+		if (at < 0 || !replaced[i])
+			continue;
+		values[at] = row->values[i];
+		nulls[at] = row->nulls[i];
+		replace[at] = true;
+	}
+	return heap_modify_tuple(tuple, desc, values, nulls, replace);
+}
+
+static HeapTuple
+judge_row(const Table *table, HeapTuple old_tuple, HeapTuple new_tuple)
+{
+	AccordManaged *managed = table->managed;
 	bool		changed[MaxTupleAttributeNumber];
+	bool	   *replaced = palloc0(managed->natts * sizeof(bool));
 	Row			old_row;
 	Row			new_row;
 	AccordKept	kept;
@@ -344,13 +407,13 @@ judge_row(AccordManaged *managed, Relation rel, HeapTuple old_tuple,
 	bool		is_insert = old_tuple == NULL;
 	bool		modified = false;
 
-	take_apart(managed, rel, new_tuple, &new_row);
+	take_apart(table, new_tuple, &new_row);
 	if (accord_store_writing(managed->relid, new_row.key))
 		return new_tuple;
 	memset(changed, true, sizeof(changed));
 	if (!is_insert)
 	{
-		take_apart(managed, rel, old_tuple, &old_row);
+		take_apart(table, old_tuple, &old_row);
 		/* to another key: an insert, and judged when it is stamped */
 		if (strcmp(old_row.key, new_row.key) != 0 ||
 			changed_columns(&old_row, &new_row, changed) == 0)
@@ -377,35 +440,44 @@ judge_row(AccordManaged *managed, Relation rel, HeapTuple old_tuple,
 			continue;
 		new_row.values[column->index] =
 			accord_policy_datum(column, instead, &new_row.nulls[column->index]);
-		modified = true;
+		replaced[column->index] = modified = true;
 	}
-	if (!modified)
-		return new_tuple;
-	return heap_form_tuple(RelationGetDescr(rel), new_row.values,
-						   new_row.nulls);
+	return modified ? replace_columns(table, new_tuple, &new_row, replaced) :
+		new_tuple;
 }
 
-static AccordManaged *
-managed_of(FunctionCallInfo fcinfo)
+/* false: it is not managed */
+static bool
+find_table(FunctionCallInfo fcinfo, Table *table)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		elog(ERROR, "a trigger function of pg_accord was not called by a trigger");
-	return accord_policy_require(RelationGetRelid(data->tg_relation));
+	table->rel = data->tg_relation;
+	table->managed = accord_partition_managed(table->rel, &table->columns);
+	return table->managed != NULL;
+}
+
+static void
+get_table(FunctionCallInfo fcinfo, Table *table)
+{
+	/* raises by the name of the table at hand */
+	if (!find_table(fcinfo, table))
+		(void) accord_policy_require(RelationGetRelid(table->rel));
 }
 
 Datum
 accord_agree_before(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
-	AccordManaged *managed = managed_of(fcinfo);
 	bool		is_insert = TRIGGER_FIRED_BY_INSERT(data->tg_event);
 	HeapTuple	tuple = is_insert ? data->tg_trigtuple : data->tg_newtuple;
+	Table		table;
 
-	if (managed->can_lose)
-		tuple = judge_row(managed, data->tg_relation,
-						  is_insert ? NULL : data->tg_trigtuple, tuple);
+	get_table(fcinfo, &table);
+	if (table.managed->can_lose)
+		tuple = judge_row(&table, is_insert ? NULL : data->tg_trigtuple, tuple);
 	return PointerGetDatum(tuple);
 }
 
@@ -763,64 +835,88 @@ stamp_update(const Row *old_row, const Row *new_row, const AccordStamp *stamp)
 			  before);
 }
 
+/*
+ * What resolve.c writes is stamped; who tells of the change asks by the
+ * partition's name.
+ */
+static void
+pass_on_stamp(const Table *table)
+{
+	TimestampTz stamp = accord_clock_published(table->managed->relid);
+
+	if (stamp != 0 && RelationGetRelid(table->rel) != table->managed->relid)
+		accord_clock_publish(RelationGetRelid(table->rel), stamp);
+}
+
 Datum
 accord_agree_after(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
-	AccordManaged *managed = managed_of(fcinfo);
-	Relation	rel = data->tg_relation;
 	AccordStamp stamp;
+	Table		table;
 	Row			row;
 	Row			new_row;
 
-	take_apart(managed, rel, data->tg_trigtuple, &row);
-	if (accord_store_writing(managed->relid, row.key))
+	get_table(fcinfo, &table);
+	take_apart(&table, data->tg_trigtuple, &row);
+	if (accord_store_writing(table.managed->relid, row.key))
+	{
+		pass_on_stamp(&table);
 		return PointerGetDatum(NULL);
+	}
 	stamp = accord_register_stamp(accord_clock_next(), NULL, NULL, NULL);
-	accord_clock_publish(managed->relid, stamp.clock);
+	accord_clock_publish(RelationGetRelid(table.rel), stamp.clock);
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
 		stamp_insert(&row, &stamp);
 	else if (TRIGGER_FIRED_BY_DELETE(data->tg_event))
 		stamp_delete(&row, &stamp);
 	else
 	{
-		take_apart(managed, rel, data->tg_newtuple, &new_row);
+		take_apart(&table, data->tg_newtuple, &new_row);
 		stamp_update(&row, &new_row, &stamp);
 	}
 	return PointerGetDatum(NULL);
 }
 
-/* BEFORE TRUNCATE: every row is deleted, as far as what is kept goes. */
+/*
+ * BEFORE TRUNCATE: every row is deleted, as far as what is kept goes. The
+ * table is locked exclusively by now, so the latest snapshot sees all of them.
+ */
 Datum
 accord_agree_truncate(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
-	AccordManaged *managed = managed_of(fcinfo);
-	AccordStamp stamp = accord_register_stamp(accord_clock_next(), NULL, NULL,
-											  NULL);
-	Portal		portal;
+	AccordStamp stamp;
+	Table		table;
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	MemoryContext per_row;
 
-	SPI_connect();
-	portal = SPI_cursor_open_with_args(NULL,
-									   psprintf("SELECT t.* FROM ONLY %s t",
-												managed->name),
-									   0, NULL, NULL, NULL, true, 0);
-	for (;;)
+	if (!find_table(fcinfo, &table) ||
+		data->tg_relation->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+		return PointerGetDatum(NULL);	/* detached; its partitions have some */
+	stamp = accord_register_stamp(accord_clock_next(), NULL, NULL, NULL);
+	per_row = AllocSetContextCreate(CurrentMemoryContext, "truncated row",
+									ALLOCSET_DEFAULT_SIZES);
+	PushActiveSnapshot(GetLatestSnapshot());
+	slot = table_slot_create(table.rel, NULL);
+	scan = accord_table_beginscan(table.rel, GetActiveSnapshot());
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
-		SPI_cursor_fetch(portal, true, 100);
-		if (SPI_processed == 0)
-			break;
-		for (uint64 i = 0; i < SPI_processed; i++)
-		{
-			Row			row;
+		MemoryContext old = MemoryContextSwitchTo(per_row);
+		bool		must_free;
+		Row			row;
 
-			take_apart(managed, data->tg_relation, SPI_tuptable->vals[i],
-					   &row);
-			stamp_delete(&row, &stamp);
-		}
-		SPI_freetuptable(SPI_tuptable);
+		CHECK_FOR_INTERRUPTS();
+		take_apart(&table, ExecFetchSlotHeapTuple(slot, false, &must_free),
+				   &row);
+		stamp_delete(&row, &stamp);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(per_row);
 	}
-	SPI_cursor_close(portal);
-	SPI_finish();
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	PopActiveSnapshot();
+	MemoryContextDelete(per_row);
 	return PointerGetDatum(NULL);
 }

@@ -185,7 +185,7 @@ void
 accord_clock_publish(Oid relid, TimestampTz clock)
 {
 	published.relid = relid;
-	published.xid = GetTopTransactionIdIfAny();
+	published.xid = GetTopTransactionId();
 	published.clock = clock;
 }
 

@@ -119,6 +119,14 @@
 #define accord_index_summarizes(index) false
 #endif
 
+/* 16 lets columns be missing in what rows are converted from. */
+#if PG_VERSION_NUM >= 160000
+#define accord_attrmap(from, to) \
+	build_attrmap_by_name_if_req((from), (to), false)
+#else
+#define accord_attrmap(from, to) build_attrmap_by_name_if_req((from), (to))
+#endif
+
 /* 16 replaced the pg_*_aclcheck() family by object_aclcheck(). */
 #if PG_VERSION_NUM >= 160000
 #define accord_function_executable(function, role) \

@@ -46,6 +46,7 @@
 #include "invalidation.h"
 #include "json.h"
 #include "managed.h"
+#include "partition.h"
 #include "rowkey.h"
 #include "target.h"
 
@@ -85,6 +86,7 @@ typedef struct Target
 	char	  **keys;			/* columns of the primary key */
 	char	  **equality;		/* their operators */
 	bool		generated_key;	/* an identity column that always generates */
+	bool		is_partition;
 	Statement  *statements;
 	int			n_statements;
 } Target;
@@ -295,6 +297,7 @@ load_target(Target *target)
 		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
 								   RelationGetRelationName(rel));
 	target->generated_key = false;
+	target->is_partition = rel->rd_rel->relispartition;
 	target->alias = choose_alias(rel);
 	target->image = accord_image_prepare(RelationGetDescr(rel), NULL);
 	load_keys(target, rel);
@@ -841,14 +844,32 @@ run_change(Target *target, const AccordMessage *message, Jsonb *key,
 		ACCORD_RECEIVED_IGNORED;
 }
 
+/* Policies are those of the whole table, and so is what is merged. */
+static void
+refuse_partition(Target *target)
+{
+	Oid			root = accord_partition_root(target->relid);
+
+	if (!OidIsValid(root))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("cannot receive into %s: it is a partition of managed "
+					"table \"%s\"", target->name, get_rel_name(root)),
+			 errhint("Give the managed table as target.")));
+}
+
 /* With accord.source set, so that triggers and events know. */
 static void
 change_row(Target *target, const AccordMessage *message,
 		   const AccordSource *source, AccordApplied *applied)
 {
 	Jsonb	   *key = key_object(target, message);
-	int			level = NewGUCNestLevel();
+	int			level;
 
+	if (target->is_partition)
+		refuse_partition(target);
+	level = NewGUCNestLevel();
 	(void) set_config_option("accord.source", source->name, PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	if (accord_managed_is(target->relid))
