@@ -370,34 +370,16 @@ static const struct
 {
 	const char *table;
 	void		(*run) (AccordRowCheck *check);
-	const char *needed[6];		/* columns the check cannot do without */
 }			checks[] = {
 
-	{"channel", check_channel, {"name", "base_url", "auth", "headers",
-	"idempotency_key", "probe_path"}},
-	{"account", check_account, {"channel", "name"}},
-	{"route", accord_check_route, {"topic", "method", "path", "headers",
-	"body_from", "mode"}},
-	{"secret", check_secret, {"name", "value"}},
-	{"token", check_token, {"key"}},
-	{"rate_limit", check_rate_limit, {"channel", "bucket"}},
-	{"rule", check_rule, {"channel", "headers", "outcome"}}
+	{"channel", check_channel},
+	{"account", check_account},
+	{"route", accord_check_route},
+	{"secret", check_secret},
+	{"token", check_token},
+	{"rate_limit", check_rate_limit},
+	{"rule", check_rule}
 };
-
-/* Whether NOT NULL will be violated: PostgreSQL says that better. */
-static bool
-lacks_column(AccordRowCheck *check, const char *const *needed)
-{
-	for (int i = 0; i < 6 && needed[i] != NULL; i++)
-	{
-		bool		isnull;
-
-		accord_check_column(check, check->row, needed[i], &isnull);
-		if (isnull)
-			return true;
-	}
-	return false;
-}
 
 /*
  * The statement holds a secret: it is taken out of sight of others, and of the
@@ -435,10 +417,10 @@ accord_config_check(PG_FUNCTION_ARGS)
 
 	if (strcmp(RelationGetRelationName(check.rel), "secret") == 0)
 		hide_statement();
+	/* from here on no column is null that must not be */
 	accord_constraint_check(check.rel, check.row);
 	for (int i = 0; i < lengthof(checks); i++)
-		if (strcmp(RelationGetRelationName(check.rel), checks[i].table) == 0 &&
-			!lacks_column(&check, checks[i].needed))
+		if (strcmp(RelationGetRelationName(check.rel), checks[i].table) == 0)
 			checks[i].run(&check);
 	return PointerGetDatum(check.row);
 }
