@@ -7,6 +7,7 @@
 #ifndef ACCORD_COMPAT_H
 #define ACCORD_COMPAT_H
 
+#include "access/amapi.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_proc.h"
