@@ -8,6 +8,7 @@
 #ifndef ACCORD_DB_H
 #define ACCORD_DB_H
 
+#include "executor/spi.h"
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
 #include "postmaster/bgworker.h"
@@ -44,6 +45,13 @@ extern bool accord_db_installed(void);
 extern int64 accord_db_sequence_last(Oid sequence);
 extern int64 accord_db_sequence_next(Oid sequence);
 extern void accord_db_sequence_set(Oid sequence, int64 value);
+
+/*
+ * Plans a kept statement about rows by their key, within SPI: by the key's
+ * index, however few rows statistics say there are. Again when the plan is not
+ * valid any more.
+ */
+extern void accord_db_pin_plan(SPIPlanPtr plan);
 
 /*
  * Inserts at the end of a log, and into its indexes: no triggers, no

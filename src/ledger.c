@@ -157,6 +157,41 @@ is_loser(TupleTableSlot *row, void *arg)
 		says(row, CONFLICT_LOSER_EVENT, loser->stamp->event);
 }
 
+/*
+ * The slots of the ring that were seen empty. Rows go into the current one,
+ * or, by who is slow, into the one before: the others stay empty for as long
+ * as the ring does not move.
+ */
+static struct
+{
+	Oid			log;			/* gone with the extension */
+	int64		moves;
+	bool		empty[ACCORD_CONFLICT_SLOTS];
+}			seen;
+
+static void
+note_empty(int slot)
+{
+	int			behind = (int) ((seen.moves + ACCORD_CONFLICT_SLOTS - slot) %
+								ACCORD_CONFLICT_SLOTS);
+
+	seen.empty[slot] = behind > 1;
+}
+
+/* Forgets what was seen before the ring moved. */
+static void
+look_at_ring(void)
+{
+	Oid			log = accord_db_relid("conflict_log");
+	int64		moves = accord_db_sequence_last(accord_db_relid("conflict_slot"));
+
+	if (seen.log == log && seen.moves == moves)
+		return;
+	memset(&seen, 0, sizeof(seen));
+	seen.log = log;
+	seen.moves = moves;
+}
+
 /* In one slot of the ring, most of which are empty. */
 static bool
 is_known_in(int slot, ScanKey keys, Loser *loser)
@@ -175,6 +210,8 @@ is_known_in(int slot, ScanKey keys, Loser *loser)
 		known = accord_seek_any(heap, index, keys, 2, is_loser, loser);
 		index_close(index, AccessShareLock);
 	}
+	else
+		note_empty(slot);
 	table_close(heap, AccessShareLock);
 	return known;
 }
@@ -191,8 +228,9 @@ is_known(AccordManaged *managed, const char *key, const char *column,
 				Int32GetDatum(managed->id));
 	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_TEXTEQ,
 				CStringGetTextDatum(key));
+	look_at_ring();
 	for (int slot = 0; slot < ACCORD_CONFLICT_SLOTS; slot++)
-		if (is_known_in(slot, keys, &loser))
+		if (!seen.empty[slot] && is_known_in(slot, keys, &loser))
 			return true;
 	return false;
 }

@@ -155,10 +155,12 @@ append_where(StringInfo query, AccordManaged *managed, Oid *types, int first)
 static SPIPlanPtr
 prepare(const char *query, int n, Oid *types)
 {
-	SPIPlanPtr	plan = SPI_prepare(query, n, types);
+	SPIPlanPtr	plan = SPI_prepare_cursor(query, n, types,
+										  CURSOR_OPT_GENERIC_PLAN);
 
 	if (plan == NULL || SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not prepare: %s", query);
+	accord_db_pin_plan(plan);
 	return plan;
 }
 
@@ -287,6 +289,8 @@ find_row(AccordManaged *managed, const AccordRowKey *key, SPIPlanPtr *plan,
 	SPI_connect();
 	if (*plan == NULL)
 		*plan = prepare_by_key(managed, "SELECT t.* FROM", tail);
+	else if (!SPI_plan_is_valid(*plan))
+		accord_db_pin_plan(*plan);
 	result = SPI_execute_plan(*plan, key->values, NULL, read_only, 1);
 	if (result != SPI_OK_SELECT)
 		elog(ERROR, "could not read %s", managed->name);
@@ -368,7 +372,11 @@ execute_write(AccordManaged *managed, SPIPlanPtr plan, const char *key,
 	writing_key = key;
 	PG_TRY();
 	{
-		int			result = SPI_execute_plan(plan, values, nulls, false, 0);
+		int			result;
+
+		if (!SPI_plan_is_valid(plan))
+			accord_db_pin_plan(plan);
+		result = SPI_execute_plan(plan, values, nulls, false, 0);
 
 		if (result < 0)
 			elog(ERROR, "could not write %s: %s", managed->name,

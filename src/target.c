@@ -504,7 +504,11 @@ get_plan(Target *target, Verb verb, List *columns)
 	for (statement = target->statements; statement != NULL;
 		 statement = statement->next)
 		if (statement->verb == verb && strcmp(statement->columns, names) == 0)
+		{
+			if (!SPI_plan_is_valid(statement->plan))
+				accord_db_pin_plan(statement->plan);
 			return statement->plan;
+		}
 	plan = SPI_prepare_cursor(make_sql(target, verb, columns), 1, types,
 							  CURSOR_OPT_GENERIC_PLAN);
 	if (plan == NULL)
@@ -513,6 +517,7 @@ get_plan(Target *target, Verb verb, List *columns)
 	if (target->n_statements >= MAX_STATEMENTS)
 		return plan;			/* goes with this call */
 	SPI_keepplan(plan);
+	accord_db_pin_plan(plan);
 	statement = MemoryContextAlloc(target->context, sizeof(Statement));
 	statement->verb = verb;
 	statement->columns = MemoryContextStrdup(target->context, names);

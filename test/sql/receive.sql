@@ -248,6 +248,29 @@ SET ROLE regress_accord_receiver;
 SELECT accord.receive('rv.ota', 'r2', target => 'rv.booking', key => '7', changes => '{"nights": 9}') ->> 'status' AS status;
 RESET ROLE;
 
+-- Rows are found by the key, whatever statistics say: the table was empty when the statements were prepared, and is analysed again.
+CREATE TABLE rv.growing (id integer PRIMARY KEY, n integer);
+CREATE TABLE rv.merged (id integer PRIMARY KEY, n integer);
+SELECT accord.manage('rv.merged') > 0 AS managed;
+VACUUM ANALYZE rv.growing, rv.merged;
+CREATE VIEW rv.scans AS SELECT coalesce(sum(seq_scan), 0) AS n FROM pg_stat_xact_user_tables WHERE schemaname = 'rv' AND relname IN ('growing', 'merged');
+CREATE FUNCTION rv.work(first integer, OUT scans numeric) LANGUAGE plpgsql AS $$
+DECLARE
+    relation text;
+    before numeric := (SELECT n FROM rv.scans);
+BEGIN
+    FOR i IN first .. first + 7 LOOP
+        FOREACH relation IN ARRAY ARRAY['growing', 'merged'] LOOP
+            PERFORM accord.receive('rv.pms', format('g%s %s', i, relation), target => ('rv.' || relation)::regclass, key => (i % 5)::text,
+                                   op => CASE WHEN i % 4 = 3 THEN 'delete' ELSE 'upsert' END, changes => jsonb_build_object('n', i));
+        END LOOP;
+    END LOOP;
+    scans := (SELECT n FROM rv.scans) - before;
+END $$;
+SELECT rv.work(1);
+VACUUM ANALYZE rv.growing, rv.merged;
+SELECT rv.work(11);
+
 DELETE FROM accord.channel WHERE name LIKE 'rv.%';
 DELETE FROM accord.inbox WHERE source LIKE 'rv.%';
 SET client_min_messages = warning;
