@@ -20,26 +20,13 @@
 
 static const struct
 {
-	const char *word;
 	size_t		length;
 	const		EVP_MD *(*function) (void);
 }			hashes[] = {
-	[ACCORD_MAC_SHA1] = {"sha1", 20, EVP_sha1},
-	[ACCORD_MAC_SHA256] = {"sha256", 32, EVP_sha256},
-	[ACCORD_MAC_SHA512] = {"sha512", 64, EVP_sha512}
+	[ACCORD_MAC_SHA1] = {20, EVP_sha1},
+	[ACCORD_MAC_SHA256] = {32, EVP_sha256},
+	[ACCORD_MAC_SHA512] = {64, EVP_sha512}
 };
-
-bool
-accord_mac_word(const char *word, AccordMac *hash)
-{
-	for (int i = 0; i < lengthof(hashes); i++)
-		if (strcmp(word, hashes[i].word) == 0)
-		{
-			*hash = i;
-			return true;
-		}
-	return false;
-}
 
 size_t
 accord_mac_length(AccordMac hash)

@@ -17,9 +17,6 @@ typedef enum AccordMac
 /* Bytes of the longest digest. */
 #define ACCORD_MAC_BYTES 64
 
-/* "sha1", "sha256" or "sha512"; false for any other word. */
-extern bool accord_mac_word(const char *word, AccordMac *hash);
-
 extern size_t accord_mac_length(AccordMac hash);
 
 /* False when the cryptographic library will not (FIPS refuses SHA-1). */

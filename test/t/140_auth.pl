@@ -37,6 +37,7 @@ my %auth = (
     stripe => {
         type => 'hmac', secret => 'hmac', sign => '{timestamp}.{body}',
         headers => { 'Stripe-Signature' => 't={timestamp},v1={signature}' } },
+    raw => { type => 'hmac', secret => 'hex', key => 'hex', sign => '{body}', headers => { 'X-Signature' => '{signature}' } },
     standard => { type => 'standard', secrets => [ 'new', 'old' ] },
     aws => {
         type => 'aws_sigv4', access_key => 'AKIDEXAMPLE', secret => 'aws', region => 'eu-west-1', service => 'execute-api' },
@@ -80,6 +81,8 @@ $signature .= '=' while length($signature) % 4;
 is($hmac->{authorization}, "HMAC key-1:$signature", 'HMAC over a template');
 isnt($request{hmac}[0]{headers}{'x-nonce'}, $hmac->{'x-nonce'}, '... anew for each attempt');
 isnt($request{hmac}[0]{headers}{authorization}, $hmac->{authorization}, '... and so its signature');
+
+is(headers_of('raw')->{'x-signature'}, hmac_sha256_hex(encode_utf8($request{raw}[-1]{body}), pack('H*', $secret{hex})), '... by a key of bytes, written in hex');
 
 # ---- AWS, after the specification
 

@@ -287,6 +287,13 @@ test_text(void)
 			   "refused", "... with a blank");
 	check_text(accord_mac_from_base64("AA=A", &len) ? "read" : "refused",
 			   "refused", "... padded within");
+	bytes = accord_mac_from_hex("00Fa9C", &len);
+	check_text(bytes && len == 3 ? accord_mac_hex(bytes, len) : NULL, "00fa9c",
+			   "hex");
+	check_text(accord_mac_from_hex("00f", &len) ? "read" : "refused",
+			   "refused", "... half of it");
+	check_text(accord_mac_from_hex("0g", &len) ? "read" : "refused",
+			   "refused", "... of another alphabet");
 }
 
 int
