@@ -6,7 +6,8 @@
  *
  * Invariants
  *   - A handle that had certificates or a proxy set is not used for another
- *     request; curl keeps connections apart by them.
+ *     request; curl keeps connections apart by them, or each request has its
+ *     own (accord_http_link_alone()).
  *   - Through a proxy it is the proxy that resolves a name and opens the
  *     connection, so refused networks cannot be kept from here. Only one that
  *     the server's settings name is used; a literal address is judged here
@@ -25,6 +26,13 @@
 #include "http_private.h"
 
 #define SOCKS5_USER_BYTES 255	/* RFC 1929 */
+
+/*
+ * These versions of libcurl, the last and the first that were seen to do so,
+ * keep the tunnels of a proxy's users apart; 8.5.0 between them does not.
+ */
+#define APART_UNTIL 0x075801	/* 7.88.1 */
+#define APART_AGAIN 0x080e01	/* 8.14.1 */
 
 static CURLcode
 set_blob(CURL *easy, CURLoption option, const char *pem)
@@ -71,6 +79,18 @@ set_proxy(CURL *easy, const AccordHttpProxy *proxy)
 	if (code == CURLE_OK && proxy->secret != NULL)
 		code = curl_easy_setopt(easy, CURLOPT_PROXYPASSWORD, proxy->secret);
 	return code;
+}
+
+bool
+accord_http_link_alone(const AccordHttpProxy *proxy)
+{
+	static unsigned version = 0;
+
+	if (proxy == NULL || proxy->user == NULL)
+		return false;
+	if (version == 0)
+		version = curl_version_info(CURLVERSION_NOW)->version_num;
+	return version > APART_UNTIL && version < APART_AGAIN;
 }
 
 bool

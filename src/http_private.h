@@ -97,6 +97,12 @@ extern void accord_http_transfer_respond(AccordTransfer *transfer,
 extern bool accord_http_link_set(AccordTransfer *transfer,
 								 const AccordHttpRequest *request);
 
+/*
+ * Whether each request through the proxy has to have a connection of its own,
+ * as this libcurl would let others use one that its user has opened.
+ */
+extern bool accord_http_link_alone(const AccordHttpProxy *proxy);
+
 /* Why it may not go by its proxy (palloc'd), or NULL. */
 extern char *accord_http_link_fault(const AccordHttpRequest *request);
 

@@ -499,7 +499,7 @@ set_connection(AccordTransfer *transfer, const AccordHttpRequest *request)
 {
 	CURL	   *easy = transfer->easy;
 	AccordHttpLink link = {
-		.once = request->once,
+		.once = request->once || accord_http_link_alone(request->proxy),
 		.tls = pg_tolower((unsigned char) request->url[4]) == 's',
 		.connect_timeout_ms = request->connect_timeout_ms,
 		.timeout_ms = request->timeout_ms,
