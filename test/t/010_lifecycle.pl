@@ -220,7 +220,7 @@ my @errors;
 poll_until(
     sub {
         my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile, $log_start);
-        @errors = $log =~ /:(\d\d\.\d+) \S+ \[\d+\] .*ERROR:  .*accord\.dispatcher_count/g;
+        @errors = $log =~ /:(\d\d\.\d+) \S+ .*?\[\d+\] .*ERROR:  .*accord\.dispatcher_count/g;
         return @errors >= 3;
     },
     'errors of the dispatcher');
