@@ -369,6 +369,15 @@ take_up(AccordManaged *managed, const AccordKept *kept, Jsonb *old_image)
 	return entity;
 }
 
+/* The same of a row that is locked now. */
+static AccordEntity *
+lock_entity(AccordManaged *managed, const char *key, Jsonb *old_image,
+			AccordKept *kept)
+{
+	accord_kept_lock(managed, key, kept);
+	return take_up(managed, kept, old_image);
+}
+
 /* The row with some of the managed table's columns replaced. */
 static HeapTuple
 replace_columns(const Table *table, HeapTuple tuple, const Row *row,
@@ -614,10 +623,7 @@ settle_row(const Row *row, Jsonb *old_image, const bool *changed,
 	bool		is_insert = old_image == NULL;
 	Jsonb	   *image = image_of(row, NULL);
 	AccordKept	kept;
-	AccordEntity *entity;
-
-	accord_kept_lock(managed, row->key, &kept);
-	entity = take_up(managed, &kept, old_image);
+	AccordEntity *entity = lock_entity(managed, row->key, old_image, &kept);
 
 	for (int i = 0; i < managed->n_columns; i++)
 	{
@@ -785,12 +791,9 @@ stamp_delete(const Row *row, const AccordStamp *stamp)
 {
 	Jsonb	   *image = image_of(row, NULL);
 	AccordKept	kept;
-	AccordEntity *entity;
-	AccordLife *life;
+	AccordEntity *entity = lock_entity(row->managed, row->key, image, &kept);
+	AccordLife *life = &entity->life;
 
-	accord_kept_lock(row->managed, row->key, &kept);
-	entity = take_up(row->managed, &kept, image);
-	life = &entity->life;
 	if (!life->inserted)
 	{
 		life->inserted = true;

@@ -40,13 +40,13 @@
 #include "utils/typcache.h"
 
 #include "accord.h"
-#include "compat.h"
 #include "db.h"
 #include "history.h"
 #include "image.h"
 #include "log.h"
 #include "point.h"
 #include "rowkey.h"
+#include "value.h"
 
 /* Output columns that come from the event, then those from its commit. */
 static const AccordEventColumn event_columns[] = {
@@ -440,30 +440,17 @@ accord_current_place(PG_FUNCTION_ARGS)
 													  values, nulls)));
 }
 
-static void
-push_text(AccordJsonbState *state, const char *text)
-{
-	JsonbValue	key;
-
-	key.type = jbvString;
-	key.val.string.val = unconstify(char *, text);
-	key.val.string.len = strlen(text);
-	accord_jsonb_push(state, WJB_KEY, &key);
-}
-
 /* An object's member as a member of another name; nothing if it has none. */
 static void
-push_side(AccordJsonbState *state, const char *name, Jsonb *object,
-		  const JsonbValue *key)
+put_side(AccordBuild *build, const char *name, Jsonb *object,
+		 const char *member)
 {
-	JsonbValue	value;
+	Jsonb	   *value = accord_value_member(object, member);
 
-	if (object == NULL || !JB_ROOT_IS_OBJECT(object) ||
-		getKeyJsonValueFromContainer(&object->root, key->val.string.val,
-									 key->val.string.len, &value) == NULL)
+	if (value == NULL)
 		return;
-	push_text(state, name);
-	accord_jsonb_push(state, WJB_VALUE, &value);
+	accord_build_key(build, name);
+	accord_build_value(build, value);
 }
 
 /*
@@ -478,25 +465,22 @@ accord_changes(PG_FUNCTION_ARGS)
 	char	   *op = PG_ARGISNULL(0) ? "" : text_to_cstring(PG_GETARG_TEXT_PP(0));
 	Jsonb	   *about = payload == NULL || strcmp(op, "update") == 0 ?
 	before : payload;
-	AccordJsonbState state = {0};
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	JsonbValue	key;
+	AccordValueScan scan;
+	AccordBuild build;
 
-	if (about == NULL || !JB_ROOT_IS_OBJECT(about) ||
-		JB_ROOT_COUNT(about) == 0)
+	if (!accord_value_is_object(about) || JB_ROOT_COUNT(about) == 0)
 		PG_RETURN_NULL();
-	accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
-	iterator = JsonbIteratorInit(&about->root);
-	while ((token = JsonbIteratorNext(&iterator, &key, true)) != WJB_DONE)
+	accord_build_begin(&build);
+	accord_build_object(&build);
+	accord_value_scan(&scan, about);
+	while (accord_value_next(&scan))
 	{
-		if (token != WJB_KEY)
-			continue;
-		accord_jsonb_push(&state, WJB_KEY, &key);
-		accord_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
-		push_side(&state, "new", payload, &key);
-		push_side(&state, "old", before, &key);
-		accord_jsonb_push(&state, WJB_END_OBJECT, NULL);
+		accord_build_key(&build, scan.name);
+		accord_build_object(&build);
+		put_side(&build, "new", payload, scan.name);
+		put_side(&build, "old", before, scan.name);
+		accord_build_end_object(&build);
 	}
-	PG_RETURN_JSONB_P(accord_jsonb_end(&state, WJB_END_OBJECT));
+	accord_build_end_object(&build);
+	PG_RETURN_JSONB_P(accord_build_done(&build));
 }

@@ -58,6 +58,7 @@
 #include "counter.h"
 #include "db.h"
 #include "keys.h"
+#include "seek.h"
 #include "shmem.h"
 
 /* Columns of accord.inbox and accord.idempotency_key, which are the same. */
@@ -179,8 +180,7 @@ open_slot(AccordKeys *keys, int number)
 		MemoryContextSwitchTo(old);
 		return slot;
 	}
-	list_free(RelationGetIndexList(slot->heap));	/* sets rd_pkindex */
-	slot->index = index_open(slot->heap->rd_pkindex, AccessShareLock);
+	slot->index = accord_seek_primary_key(slot->heap);
 	slot->scan = accord_index_beginscan(slot->heap, slot->index, &keys->dirty,
 										2);
 	slot->row = table_slot_create(slot->heap, NULL);

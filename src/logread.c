@@ -37,6 +37,7 @@
 #include "compat.h"
 #include "db.h"
 #include "log.h"
+#include "seek.h"
 #include "shmem.h"
 
 /* One partition, read through its primary key. */
@@ -87,8 +88,7 @@ open_part(PartScan *part, const char *table, int slot, int nkeys)
 {
 	part->heap = table_open(accord_db_slot_relid(table, slot),
 							AccessShareLock);
-	list_free(RelationGetIndexList(part->heap));	/* sets rd_pkindex */
-	part->index = index_open(part->heap->rd_pkindex, AccessShareLock);
+	part->index = accord_seek_primary_key(part->heap);
 	part->scan = accord_index_beginscan(part->heap, part->index,
 										GetActiveSnapshot(), nkeys);
 	part->row = table_slot_create(part->heap, NULL);

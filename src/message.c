@@ -129,81 +129,77 @@ name_member(void *arg)
 	errhint("%s", given->hint);
 }
 
-static TimestampTz
+/* A member's value, read by a function that may raise in its own words. */
+static Datum
+read_member(const char *member, JsonbValue *value,
+			Datum (*read) (JsonbValue *value), const char *what,
+			const char *hint)
+{
+	Unreadable	given = {
+		.member = member,
+		.value = value,
+		.what = what,
+		.hint = hint
+	};
+	ErrorContextCallback callback = {
+		.previous = error_context_stack,
+		.callback = name_member,
+		.arg = &given
+	};
+	Datum		result;
+
+	error_context_stack = &callback;
+	result = read(value);
+	error_context_stack = callback.previous;
+	return result;
+}
+
+static Datum
 read_time(JsonbValue *value)
 {
-	char	   *string;
-
 	if (value->type == jbvNumeric)
 	{
 		double		seconds = to_double(value->val.numeric);
 
 		if (fabs(seconds) >= MILLISECONDS_FROM)
 			seconds /= 1000;
-		return DatumGetTimestampTz(DirectFunctionCall1(float8_timestamptz,
-													   Float8GetDatum(seconds)));
+		return DirectFunctionCall1(float8_timestamptz, Float8GetDatum(seconds));
 	}
-	string = accord_json_text(value);
-	return DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
-												   CStringGetDatum(string),
-												   ObjectIdGetDatum(InvalidOid),
-												   Int32GetDatum(-1)));
+	return DirectFunctionCall3(timestamptz_in,
+							   CStringGetDatum(accord_json_text(value)),
+							   ObjectIdGetDatum(InvalidOid),
+							   Int32GetDatum(-1));
 }
 
 static TimestampTz
 parse_time(JsonbValue *value)
 {
-	Unreadable	given = {
-		.member = "occurred_at",
-		.value = value,
-		.what = "a time",
-		.hint = "Give a timestamp, such as 2026-05-01T12:00:00Z, or the "
-		"seconds or milliseconds since 1970."
-	};
-	ErrorContextCallback callback = {
-		.previous = error_context_stack,
-		.callback = name_member,
-		.arg = &given
-	};
-	TimestampTz time;
-
-	error_context_stack = &callback;
-	time = read_time(value);
-	error_context_stack = callback.previous;
-	return time;
+	return DatumGetTimestampTz(read_member("occurred_at", value, read_time,
+										   "a time",
+										   "Give a timestamp, such as "
+										   "2026-05-01T12:00:00Z, or the "
+										   "seconds or milliseconds since "
+										   "1970."));
 }
 
-static Numeric
+static Datum
 read_revision(JsonbValue *value)
 {
 	if (value->type == jbvNumeric)
-		return value->val.numeric;
-	return DatumGetNumeric(DirectFunctionCall3(numeric_in,
-											   CStringGetDatum(accord_json_text(value)),
-											   ObjectIdGetDatum(InvalidOid),
-											   Int32GetDatum(-1)));
+		return NumericGetDatum(value->val.numeric);
+	return DirectFunctionCall3(numeric_in,
+							   CStringGetDatum(accord_json_text(value)),
+							   ObjectIdGetDatum(InvalidOid),
+							   Int32GetDatum(-1));
 }
 
 static Numeric
 parse_revision(JsonbValue *value)
 {
-	Unreadable	given = {
-		.member = "revision",
-		.value = value,
-		.what = "a number",
-		.hint = "Give what its sender numbers the versions of a thing by."
-	};
-	ErrorContextCallback callback = {
-		.previous = error_context_stack,
-		.callback = name_member,
-		.arg = &given
-	};
-	Numeric		revision;
-
-	error_context_stack = &callback;
-	revision = read_revision(value);
-	error_context_stack = callback.previous;
-	return revision;
+	return DatumGetNumeric(read_member("revision", value, read_revision,
+									   "a number",
+									   "Give what its sender numbers the "
+									   "versions of a thing by."));
 }
 
 static Oid

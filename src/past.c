@@ -48,6 +48,7 @@
 #include "history.h"
 #include "log.h"
 #include "past_table.h"
+#include "seek.h"
 
 
 #define FETCH_ROWS 1000			/* of the present, at a time */
@@ -155,8 +156,7 @@ collect_commits(Later *later, int64 after)
 	HeapTuple	tuple;
 	bool		sorted = true;
 
-	list_free(RelationGetIndexList(heap));	/* sets rd_pkindex */
-	index = index_open(heap->rd_pkindex, AccessShareLock);
+	index = accord_seek_primary_key(heap);
 	ScanKeyInit(&key, ACCORD_COMMIT_SEQ, BTLessEqualStrategyNumber, F_INT8LE,
 				Int64GetDatum(after));
 	scan = systable_beginscan_ordered(heap, index, GetActiveSnapshot(), 1,

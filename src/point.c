@@ -35,6 +35,7 @@
 #include "db.h"
 #include "log.h"
 #include "point.h"
+#include "seek.h"
 
 #define JITTER (1 * USECS_PER_SEC)
 #define NEAR 32					/* commits before a place that are looked at */
@@ -75,8 +76,7 @@ open_part(Part *part, const char *table, int slot)
 {
 	part->heap = table_open(accord_db_slot_relid(table, slot),
 							AccessShareLock);
-	list_free(RelationGetIndexList(part->heap));	/* sets rd_pkindex */
-	part->index = index_open(part->heap->rd_pkindex, AccessShareLock);
+	part->index = accord_seek_primary_key(part->heap);
 	part->scan = accord_index_beginscan(part->heap, part->index,
 										GetActiveSnapshot(), 1);
 	part->row = table_slot_create(part->heap, NULL);

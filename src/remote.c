@@ -22,7 +22,6 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/pg_type.h"
@@ -44,6 +43,7 @@
 #include "invalidation.h"
 #include "json.h"
 #include "remote.h"
+#include "seek.h"
 #include "shmem.h"
 
 #define KEY_COLUMNS 4
@@ -96,7 +96,6 @@ accord_remote_find(const char *channel, const char *account,
 	remote->key};
 	Relation	heap;
 	Relation	index;
-	IndexScanDesc scan;
 	TupleTableSlot *row;
 	ScanKeyData keys[KEY_COLUMNS];
 
@@ -108,20 +107,17 @@ accord_remote_find(const char *channel, const char *account,
 	heap = table_open(table_oid, AccessShareLock);
 	index = index_open(accord_db_relid("remote_id_pkey"), AccessShareLock);
 	row = table_slot_create(heap, NULL);
-	scan = accord_index_beginscan(heap, index, GetActiveSnapshot(),
-								  KEY_COLUMNS);
 	for (int i = 0; i < KEY_COLUMNS; i++)
 		ScanKeyInit(&keys[i], i + 1, BTEqualStrategyNumber, F_TEXTEQ,
 					CStringGetTextDatum(parts[i]));
-	index_rescan(scan, keys, KEY_COLUMNS, NULL, 0);
-	if (index_getnext_slot(scan, ForwardScanDirection, row))
+	if (accord_seek_row(heap, index, keys, KEY_COLUMNS, GetActiveSnapshot(),
+						row))
 	{
 		remote->known = true;
 		remote->id = column_text(row, REMOTE_ID);
 		remote->version = column_text(row, REMOTE_VERSION);
 		remote->etag = column_text(row, REMOTE_ETAG);
 	}
-	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(row);
 	index_close(index, AccessShareLock);
 	table_close(heap, AccessShareLock);

@@ -45,6 +45,7 @@
 #include "digest.h"
 #include "log.h"
 #include "seal.h"
+#include "seek.h"
 #include "shmem.h"
 
 #define COMMITS_AT_ONCE 1000000 /* sealed in one transaction */
@@ -85,8 +86,7 @@ accord_seal_open(void)
 
 	accord_digest_ready();
 	tree->nodes = table_open(accord_db_relid("seal_node"), AccessShareLock);
-	list_free(RelationGetIndexList(tree->nodes));	/* sets rd_pkindex */
-	tree->index = index_open(tree->nodes->rd_pkindex, AccessShareLock);
+	tree->index = accord_seek_primary_key(tree->nodes);
 	tree->scan = accord_index_beginscan(tree->nodes, tree->index,
 										GetActiveSnapshot(), 2);
 	tree->row = table_slot_create(tree->nodes, NULL);

@@ -8,7 +8,6 @@ import socket
 import socketserver
 import sys
 import threading
-import time
 
 
 class Proxy(socketserver.StreamRequestHandler):
@@ -53,10 +52,10 @@ class Server(socketserver.ThreadingTCPServer):
 
 def main():
     server = Server(("127.0.0.1", int(sys.argv[1])), Proxy)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.timeout = 0.5
     parent = os.getppid()
     while os.getppid() == parent:
-        time.sleep(0.5)
+        server.handle_request()
 
 
 main()
