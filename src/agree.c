@@ -7,8 +7,8 @@
  * rows that come by logical replication were stamped where they were made.
  *
  * The application has seen what it writes over, and its clock is past all
- * that was received. So under most policies it wins, and a write costs one
- * statement on row_state and one row of change_log. Under the others (rank,
+ * that was received. So under most policies it wins (restamp.c), and a write
+ * costs one row of row_state and one of change_log. Under the others (rank,
  * owner, first, max, min, state, ...) the policy says what becomes of a write
  * that would lose: it raises, the winner is kept, or it overrides, with a
  * reason.
@@ -23,7 +23,6 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
@@ -37,36 +36,19 @@
 #include "utils/timestamp.h"
 
 #include "accord.h"
+#include "agree_private.h"
 #include "clock.h"
 #include "compat.h"
 #include "guc.h"
 #include "kept.h"
 #include "ledger.h"
 #include "partition.h"
-#include "rowkey.h"
+#include "restamp.h"
 #include "store.h"
 
 PG_FUNCTION_INFO_V1(accord_agree_before);
 PG_FUNCTION_INFO_V1(accord_agree_after);
 PG_FUNCTION_INFO_V1(accord_agree_truncate);
-
-/* The table at hand, which may be a partition of the managed one. */
-typedef struct Table
-{
-	Relation	rel;
-	AccordManaged *managed;
-	const AttrNumber *columns;	/* where the managed one's are; see
-								 * partition.h */
-} Table;
-
-/* A row at hand, taken apart: its columns are those of the managed table. */
-typedef struct Row
-{
-	AccordManaged *managed;
-	Datum	   *values;
-	bool	   *nulls;
-	char	   *key;
-} Row;
 
 /*
  * What a custom function made of a write before it was written: the row holds
@@ -142,93 +124,6 @@ unreduced(const AccordManaged *managed, const char *key, int column,
 		return note->change;
 	}
 	return result;
-}
-
-/* The row's columns as the managed table has them. */
-static void
-read_columns(const Table *table, HeapTuple tuple, Row *row)
-{
-	int			natts = table->managed->natts;
-	TupleDesc	desc = RelationGetDescr(table->rel);
-	Datum	   *values = palloc(Max(natts, desc->natts) * sizeof(Datum));
-	bool	   *nulls = palloc(Max(natts, desc->natts) * sizeof(bool));
-
-	heap_deform_tuple(tuple, desc, values, nulls);
-	row->values = values;
-	row->nulls = nulls;
-	if (table->columns == NULL)
-		return;
-	row->values = palloc0(natts * sizeof(Datum));
-	row->nulls = palloc(natts * sizeof(bool));
-	for (int i = 0; i < natts; i++)
-	{
-		int			at = table->columns[i] - 1;
-
-		row->nulls[i] = at < 0 || nulls[at];
-		if (!row->nulls[i])
-			row->values[i] = values[at];
-	}
-}
-
-static void
-take_apart(const Table *table, HeapTuple tuple, Row *row)
-{
-	AccordManaged *managed = table->managed;
-	bool	   *wanted = palloc0(managed->n_columns * sizeof(bool));
-	char	   *parts[INDEX_MAX_KEYS];
-	Jsonb	   *image;
-
-	row->managed = managed;
-	read_columns(table, tuple, row);
-	for (int i = 0; i < managed->n_keys; i++)
-		wanted[managed->columns[managed->keys[i]].image_index] = true;
-	image = accord_image_build(managed->image, row->values, row->nulls,
-							   wanted);
-	for (int i = 0; i < managed->n_keys; i++)
-		parts[i] = accord_image_text(image,
-									 managed->columns[managed->keys[i]].name);
-	row->key = accord_rowkey_make(managed->n_keys, parts);
-	if (row->key == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_NOT_NULL_VIOLATION),
-				 errmsg("a row of managed table %s has no key", managed->name),
-				 errhint("Give the columns of its key.")));
-}
-
-/* Of these columns (by the image); NULL: all. */
-static Jsonb *
-image_of(const Row *row, const bool *wanted)
-{
-	return accord_image_build(row->managed->image, row->values, row->nulls,
-							  wanted);
-}
-
-static Jsonb *
-column_of(Jsonb *image, const AccordColumn *column)
-{
-	Jsonb	   *value = accord_value_member(image, column->name);
-
-	return accord_value_is_null(value) ? NULL : value;
-}
-
-/* Which columns differ, by the image; the keys and generated ones aside. */
-static int
-changed_columns(const Row *old_row, const Row *new_row, bool *changed)
-{
-	AccordManaged *managed = old_row->managed;
-	int			n = 0;
-
-	accord_image_compare(managed->image, old_row->values, old_row->nulls,
-						 new_row->values, new_row->nulls, changed);
-	for (int i = 0; i < managed->n_columns; i++)
-	{
-		const AccordColumn *column = &managed->columns[i];
-
-		if (column->is_key || column->is_generated)
-			changed[column->image_index] = false;
-		n += changed[column->image_index];
-	}
-	return n;
 }
 
 static AccordIncoming
@@ -378,37 +273,15 @@ lock_entity(AccordManaged *managed, const char *key, Jsonb *old_image,
 	return take_up(managed, kept, old_image);
 }
 
-/* The row with some of the managed table's columns replaced. */
 static HeapTuple
-replace_columns(const Table *table, HeapTuple tuple, const Row *row,
-				const bool *replaced)
-{
-	TupleDesc	desc = RelationGetDescr(table->rel);
-	Datum	   *values = palloc0(desc->natts * sizeof(Datum));
-	bool	   *nulls = palloc0(desc->natts * sizeof(bool));
-	bool	   *replace = palloc0(desc->natts * sizeof(bool));
-
-	for (int i = 0; i < table->managed->natts; i++)
-	{
-		int			at = table->columns == NULL ? i : table->columns[i] - 1;
-
-		if (at < 0 || !replaced[i])
-			continue;
-		values[at] = row->values[i];
-		nulls[at] = row->nulls[i];
-		replace[at] = true;
-	}
-	return heap_modify_tuple(tuple, desc, values, nulls, replace);
-}
-
-static HeapTuple
-judge_row(const Table *table, HeapTuple old_tuple, HeapTuple new_tuple)
+judge_row(const AccordAgreeTable *table, HeapTuple old_tuple,
+		  HeapTuple new_tuple)
 {
 	AccordManaged *managed = table->managed;
 	bool		changed[MaxTupleAttributeNumber];
 	bool	   *replaced = palloc0(managed->natts * sizeof(bool));
-	Row			old_row;
-	Row			new_row;
+	AccordAgreeRow old_row;
+	AccordAgreeRow new_row;
 	AccordKept	kept;
 	AccordEntity *entity;
 	AccordStamp stamp;
@@ -416,27 +289,27 @@ judge_row(const Table *table, HeapTuple old_tuple, HeapTuple new_tuple)
 	bool		is_insert = old_tuple == NULL;
 	bool		modified = false;
 
-	take_apart(table, new_tuple, &new_row);
+	accord_agree_row(table, new_tuple, &new_row);
 	if (accord_store_writing(managed->relid, new_row.key))
 		return new_tuple;
 	memset(changed, true, sizeof(changed));
 	if (!is_insert)
 	{
-		take_apart(table, old_tuple, &old_row);
+		accord_agree_row(table, old_tuple, &old_row);
 		/* to another key: an insert, and judged when it is stamped */
 		if (strcmp(old_row.key, new_row.key) != 0 ||
-			changed_columns(&old_row, &new_row, changed) == 0)
+			accord_agree_changed(&old_row, &new_row, changed) == 0)
 			return new_tuple;
 	}
 	/* the row may come to nothing, and is stamped at the statement's end */
 	accord_kept_hold(managed, new_row.key, &kept);
 	entity = take_up(managed, &kept,
-					 is_insert ? NULL : image_of(&old_row, NULL));
+					 is_insert ? NULL : accord_agree_image(&old_row, NULL));
 	/* a row that is there already: the insert fails, or becomes an update */
 	if (is_insert && accord_register_alive(entity))
 		return new_tuple;
 	stamp = accord_register_stamp(accord_clock_next(), NULL, NULL, NULL);
-	image = image_of(&new_row, NULL);
+	image = accord_agree_image(&new_row, NULL);
 	for (int i = 0; i < managed->n_columns; i++)
 	{
 		AccordColumn *column = &managed->columns[i];
@@ -444,32 +317,36 @@ judge_row(const Table *table, HeapTuple old_tuple, HeapTuple new_tuple)
 
 		if (column->is_key || column->is_generated ||
 			!changed[column->image_index] ||
-			!judge_column(entity, i, column_of(image, column), is_insert,
+			!judge_column(entity, i, accord_agree_column(image, column),
+						  is_insert,
 						  &stamp, new_row.key, &instead))
 			continue;
 		new_row.values[column->index] =
-			accord_policy_datum(column, instead, &new_row.nulls[column->index]);
+			accord_policy_datum(column, instead,
+								&new_row.nulls[column->index]);
 		replaced[column->index] = modified = true;
 	}
-	return modified ? replace_columns(table, new_tuple, &new_row, replaced) :
+	return modified ?
+		accord_agree_replace(table, new_tuple, &new_row, replaced) :
 		new_tuple;
 }
 
 /* false: it is not managed */
 static bool
-find_table(FunctionCallInfo fcinfo, Table *table)
+find_table(FunctionCallInfo fcinfo, AccordAgreeTable *table)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
-		elog(ERROR, "a trigger function of pg_accord was not called by a trigger");
+		elog(ERROR,
+			 "a trigger function of pg_accord was not called by a trigger");
 	table->rel = data->tg_relation;
 	table->managed = accord_partition_managed(table->rel, &table->columns);
 	return table->managed != NULL;
 }
 
 static void
-get_table(FunctionCallInfo fcinfo, Table *table)
+get_table(FunctionCallInfo fcinfo, AccordAgreeTable *table)
 {
 	/* raises by the name of the table at hand */
 	if (!find_table(fcinfo, table))
@@ -482,11 +359,12 @@ accord_agree_before(PG_FUNCTION_ARGS)
 	TriggerData *data = (TriggerData *) fcinfo->context;
 	bool		is_insert = TRIGGER_FIRED_BY_INSERT(data->tg_event);
 	HeapTuple	tuple = is_insert ? data->tg_trigtuple : data->tg_newtuple;
-	Table		table;
+	AccordAgreeTable table;
 
 	get_table(fcinfo, &table);
 	if (table.managed->can_lose)
-		tuple = judge_row(&table, is_insert ? NULL : data->tg_trigtuple, tuple);
+		tuple =
+			judge_row(&table, is_insert ? NULL : data->tg_trigtuple, tuple);
 	return PointerGetDatum(tuple);
 }
 
@@ -508,7 +386,7 @@ log_local(AccordManaged *managed, const char *key, AccordChangeOp op,
 
 /* The columns of an image, as the application wrote them. */
 static Jsonb *
-given_of(const Row *row, Jsonb *image)
+given_of(const AccordAgreeRow *row, Jsonb *image)
 {
 	AccordManaged *managed = row->managed;
 	AccordValueScan scan;
@@ -526,52 +404,6 @@ given_of(const Row *row, Jsonb *image)
 		accord_build_key(&build, scan.name);
 		accord_build_value(&build, unreduced(managed, row->key, column,
 											 scan.value, false));
-	}
-	accord_build_end_object(&build);
-	return accord_build_done(&build);
-}
-
-/* The registers of an insert: one for all columns, and the row's life. */
-static Jsonb *
-insert_registers(int64 clock)
-{
-	AccordBuild build;
-
-	accord_build_begin(&build);
-	accord_build_object(&build);
-	accord_build_key(&build, "");
-	accord_build_array(&build);
-	accord_build_int(&build, clock);
-	accord_build_end_array(&build);
-	accord_build_key(&build, "*");
-	accord_build_array(&build);
-	accord_build_int(&build, clock);
-	accord_build_end_array(&build);
-	accord_build_end_object(&build);
-	return accord_build_done(&build);
-}
-
-/* The registers of the columns that an update changed. */
-static Jsonb *
-update_registers(Jsonb *before, const AccordStamp *stamp)
-{
-	AccordValueScan scan;
-	AccordBuild build;
-
-	accord_build_begin(&build);
-	accord_build_object(&build);
-	accord_value_scan(&scan, before);
-	while (accord_value_next(&scan))
-	{
-		AccordRegister r;
-
-		memset(&r, 0, sizeof(r));
-		r.won = *stamp;
-		r.has_base = true;
-		r.base = accord_value_hash(scan.value);
-		r.epoch = ACCORD_CLOCK_NONE;
-		accord_build_key(&build, scan.name);
-		accord_register_build(&build, &r);
 	}
 	accord_build_end_object(&build);
 	return accord_build_done(&build);
@@ -616,12 +448,12 @@ settle_column(AccordEntity *entity, int i, Jsonb *value, bool is_insert,
 
 /* Where a write can lose, what is kept is merged, not replaced. */
 static void
-settle_row(const Row *row, Jsonb *old_image, const bool *changed,
+settle_row(const AccordAgreeRow *row, Jsonb *old_image, const bool *changed,
 		   const AccordStamp *stamp)
 {
 	AccordManaged *managed = row->managed;
 	bool		is_insert = old_image == NULL;
-	Jsonb	   *image = image_of(row, NULL);
+	Jsonb	   *image = accord_agree_image(row, NULL);
 	AccordKept	kept;
 	AccordEntity *entity = lock_entity(managed, row->key, old_image, &kept);
 
@@ -632,7 +464,8 @@ settle_row(const Row *row, Jsonb *old_image, const bool *changed,
 		if (column->is_key || column->is_generated ||
 			(changed != NULL && !changed[column->image_index]))
 			continue;
-		settle_column(entity, i, column_of(image, column), is_insert, stamp,
+		settle_column(entity, i, accord_agree_column(image, column), is_insert,
+					  stamp,
 					  row->key);
 	}
 	if (is_insert)
@@ -645,151 +478,24 @@ settle_row(const Row *row, Jsonb *old_image, const bool *changed,
 					  NULL);
 }
 
-static Jsonb *
-restamped_life(Jsonb *old, Jsonb *new)
-{
-	AccordBuild build;
-
-	accord_build_begin(&build);
-	accord_build_array(&build);
-	accord_build_value(&build, accord_value_element(new, 0));
-	accord_build_text(&build, NULL);
-	accord_build_text(&build, NULL);
-	for (int i = 3; i < accord_value_length(old); i++)
-		accord_build_value(&build, accord_value_element(old, i));
-	accord_build_end_array(&build);
-	return accord_build_done(&build);
-}
-
-/* A register in the place of another one. */
 static void
-restamp_register(AccordBuild *build, Jsonb *old, Jsonb *new, Jsonb *value)
-{
-	AccordRegister was;
-	AccordRegister now;
-
-	if (accord_value_length(old) < 4)
-	{
-		accord_build_value(build, new);
-		return;
-	}
-	accord_register_parse(&was, old);
-	accord_register_parse(&now, new);
-	accord_merge_displace(&now, &was, value);
-	accord_register_build(build, &now);
-}
-
-/*
- * The registers that are kept, with others in the place of those of the same
- * name: epochs and other sources' candidates stay; "*" takes the place of all.
- */
-static Jsonb *
-restamped(Jsonb *state, Jsonb *registers, Jsonb *values)
-{
-	Jsonb	   *common = accord_value_member(registers, "*");
-	AccordValueScan scan;
-	AccordBuild build;
-
-	accord_build_begin(&build);
-	accord_build_object(&build);
-	accord_value_scan(&scan, state);
-	while (accord_value_next(&scan))
-	{
-		Jsonb	   *new = accord_value_member(registers, scan.name);
-
-		if (common != NULL && strcmp(scan.name, "*") == 0)
-			continue;
-		if (new != NULL && scan.name[0] == '\0')
-		{
-			accord_build_key(&build, scan.name);
-			accord_build_value(&build, restamped_life(scan.value, new));
-			continue;
-		}
-		if (new == NULL)
-			new = scan.name[0] == '\0' ? NULL : common;
-		if (new == common && common != NULL &&
-			accord_value_length(scan.value) < 4)
-			continue;
-		accord_build_key(&build, scan.name);
-		if (new == NULL)
-			accord_build_value(&build, scan.value);
-		else
-			restamp_register(&build, scan.value, new,
-							 accord_value_member(values, scan.name));
-	}
-	accord_value_scan(&scan, registers);
-	while (accord_value_next(&scan))
-	{
-		if (strcmp(scan.name, "*") != 0 &&
-			accord_value_member(state, scan.name) != NULL)
-			continue;
-		accord_build_key(&build, scan.name);
-		accord_build_value(&build, scan.value);
-	}
-	accord_build_end_object(&build);
-	return accord_build_done(&build);
-}
-
-/* The registers of a row of which nothing is kept. */
-static Jsonb *
-first_registers(Jsonb *registers, int64 clock)
-{
-	AccordValueScan scan;
-	AccordBuild build;
-
-	if (accord_value_member(registers, "") != NULL)
-		return registers;
-	accord_build_begin(&build);
-	accord_build_object(&build);
-	accord_build_key(&build, "");
-	accord_build_array(&build);
-	accord_build_int(&build, clock);
-	accord_build_end_array(&build);
-	accord_value_scan(&scan, registers);
-	while (accord_value_next(&scan))
-	{
-		accord_build_key(&build, scan.name);
-		accord_build_value(&build, scan.value);
-	}
-	accord_build_end_object(&build);
-	return accord_build_done(&build);
-}
-
-/*
- * For the application's own writes where they always win. values: what was in
- * the columns. clock: of the insert, when nothing is kept yet.
- */
-static void
-restamp(AccordManaged *managed, const char *key, Jsonb *registers, int64 clock,
-		Jsonb *values)
-{
-	AccordKept	kept;
-
-	accord_kept_lock(managed, key, &kept);
-	accord_kept_store(managed, key, &kept, kept.is_new ?
-					  first_registers(registers, clock) :
-					  restamped(kept.state, registers, values), NULL);
-}
-
-static void
-stamp_insert(const Row *row, const AccordStamp *stamp)
+stamp_insert(const AccordAgreeRow *row, const AccordStamp *stamp)
 {
 	AccordManaged *managed = row->managed;
-	Jsonb	   *image = image_of(row, NULL);
+	Jsonb	   *image = accord_agree_image(row, NULL);
 	Jsonb	   *given = given_of(row, image);
 
 	if (managed->can_lose)
 		settle_row(row, NULL, NULL, stamp);
 	else
-		restamp(managed, row->key, insert_registers(stamp->clock),
-				stamp->clock, image);
+		accord_restamp_insert(managed, row->key, stamp->clock, image);
 	log_local(managed, row->key, ACCORD_CHANGE_INSERT, stamp, given, NULL);
 }
 
 static void
-stamp_delete(const Row *row, const AccordStamp *stamp)
+stamp_delete(const AccordAgreeRow *row, const AccordStamp *stamp)
 {
-	Jsonb	   *image = image_of(row, NULL);
+	Jsonb	   *image = accord_agree_image(row, NULL);
 	AccordKept	kept;
 	AccordEntity *entity = lock_entity(row->managed, row->key, image, &kept);
 	AccordLife *life = &entity->life;
@@ -812,7 +518,8 @@ stamp_delete(const Row *row, const AccordStamp *stamp)
 }
 
 static void
-stamp_update(const Row *old_row, const Row *new_row, const AccordStamp *stamp)
+stamp_update(const AccordAgreeRow *old_row, const AccordAgreeRow *new_row,
+			 const AccordStamp *stamp)
 {
 	AccordManaged *managed = old_row->managed;
 	bool		changed[MaxTupleAttributeNumber];
@@ -825,15 +532,14 @@ stamp_update(const Row *old_row, const Row *new_row, const AccordStamp *stamp)
 		stamp_insert(new_row, stamp);
 		return;
 	}
-	if (changed_columns(old_row, new_row, changed) == 0)
+	if (accord_agree_changed(old_row, new_row, changed) == 0)
 		return;
-	before = image_of(old_row, changed);
-	given = given_of(new_row, image_of(new_row, changed));
+	before = accord_agree_image(old_row, changed);
+	given = given_of(new_row, accord_agree_image(new_row, changed));
 	if (managed->can_lose)
-		settle_row(new_row, image_of(old_row, NULL), changed, stamp);
+		settle_row(new_row, accord_agree_image(old_row, NULL), changed, stamp);
 	else
-		restamp(managed, new_row->key, update_registers(before, stamp),
-				ACCORD_CLOCK_NONE, before);
+		accord_restamp_update(managed, new_row->key, stamp, before);
 	log_local(managed, new_row->key, ACCORD_CHANGE_UPDATE, stamp, given,
 			  before);
 }
@@ -843,7 +549,7 @@ stamp_update(const Row *old_row, const Row *new_row, const AccordStamp *stamp)
  * partition's name.
  */
 static void
-pass_on_stamp(const Table *table)
+pass_on_stamp(const AccordAgreeTable *table)
 {
 	TimestampTz stamp = accord_clock_published(table->managed->relid);
 
@@ -856,12 +562,12 @@ accord_agree_after(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
 	AccordStamp stamp;
-	Table		table;
-	Row			row;
-	Row			new_row;
+	AccordAgreeTable table;
+	AccordAgreeRow row;
+	AccordAgreeRow new_row;
 
 	get_table(fcinfo, &table);
-	take_apart(&table, data->tg_trigtuple, &row);
+	accord_agree_row(&table, data->tg_trigtuple, &row);
 	if (accord_store_writing(table.managed->relid, row.key))
 	{
 		pass_on_stamp(&table);
@@ -875,7 +581,7 @@ accord_agree_after(PG_FUNCTION_ARGS)
 		stamp_delete(&row, &stamp);
 	else
 	{
-		take_apart(&table, data->tg_newtuple, &new_row);
+		accord_agree_row(&table, data->tg_newtuple, &new_row);
 		stamp_update(&row, &new_row, &stamp);
 	}
 	return PointerGetDatum(NULL);
@@ -890,7 +596,7 @@ accord_agree_truncate(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
 	AccordStamp stamp;
-	Table		table;
+	AccordAgreeTable table;
 	TableScanDesc scan;
 	TupleTableSlot *slot;
 	MemoryContext per_row;
@@ -908,11 +614,12 @@ accord_agree_truncate(PG_FUNCTION_ARGS)
 	{
 		MemoryContext old = MemoryContextSwitchTo(per_row);
 		bool		must_free;
-		Row			row;
+		AccordAgreeRow row;
 
 		CHECK_FOR_INTERRUPTS();
-		take_apart(&table, ExecFetchSlotHeapTuple(slot, false, &must_free),
-				   &row);
+		accord_agree_row(&table,
+						 ExecFetchSlotHeapTuple(slot, false, &must_free),
+						 &row);
 		stamp_delete(&row, &stamp);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(per_row);
